@@ -1,0 +1,104 @@
+"""Reported state and health, kept within the size of a control message. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from msgspec.structs import replace
+
+from edgekit_contract.errors import MessageRejected
+from edgekit_contract.messages import Health, Reported, ReportedModel, encode
+
+__all__ = ["fitting_health", "fitting_report"]
+
+_SHORT_CHARS: Final = 48
+_DIGEST_CHARS: Final = 12
+"""As many as people are shown."""
+
+
+def _shorter_reason(model: ReportedModel) -> ReportedModel:
+    if model.last is None or len(model.last.reason) <= _SHORT_CHARS:
+        return model
+    reason = model.last.reason[: _SHORT_CHARS - 1] + "…"
+    return replace(model, last=replace(model.last, reason=reason))
+
+
+def _no_digest_of_last(model: ReportedModel) -> ReportedModel:
+    return model if model.last is None else replace(model, last=replace(model.last, digest=""))
+
+
+def _short_digest(model: ReportedModel) -> ReportedModel:
+    if model.active is None:
+        return model
+    return replace(model, active=replace(model.active, digest=model.active.digest[:_DIGEST_CHARS]))
+
+
+def _each(economy: Callable[[ReportedModel], ReportedModel]) -> Callable[[Reported], Reported]:
+    def apply(reported: Reported) -> Reported:
+        models = {name: economy(model) for name, model in reported.models.items()}
+        return replace(reported, models=models)
+
+    return apply
+
+
+def _no_features(reported: Reported) -> Reported:
+    return replace(reported, device=replace(reported.device, features=()))
+
+
+def _bare_facts(reported: Reported) -> Reported:
+    facts = replace(reported.device, board="", os="", python="", agent="", runtimes={})
+    return replace(reported, device=facts)
+
+
+_ECONOMIES: Final[tuple[Callable[[Reported], Reported], ...]] = (
+    _each(_shorter_reason),
+    _each(_no_digest_of_last),
+    _each(lambda model: replace(model, last=None)),
+    _no_features,
+    _each(lambda model: replace(model, progress=None)),
+    _each(lambda model: replace(model, port=None)),
+    _each(_short_digest),
+    _bare_facts,
+    _each(lambda model: replace(model, target=None)),
+)
+"""What is given up first, when a device with many models has too much to say: with all of it given
+up, `limits.MAX_DESIRED_MODELS` of them fit."""
+
+
+def fitting_report(reported: Reported) -> bytes:
+    """`reported` on the wire, with as much as fits; of more models than a hub may want, the last
+    are left out."""
+    for economy in _ECONOMIES:
+        try:
+            return encode(reported)
+        except MessageRejected:
+            reported = economy(reported)
+    while True:
+        try:
+            return encode(reported)
+        except MessageRejected:
+            if not reported.models:
+                raise
+            models = dict(list(reported.models.items())[:-1])
+            reported = replace(reported, models=models)
+
+
+def fitting_health(health: Health) -> Health:
+    """`health` without latencies, then without models, where it does not fit otherwise."""
+    try:
+        encode(health)
+    except MessageRejected:
+        pass
+    else:
+        return health
+    models = {
+        name: replace(model, p50_ms=None, p99_ms=None, worker=None)
+        for name, model in health.models.items()
+    }
+    slim = replace(health, models=models)
+    try:
+        encode(slim)
+    except MessageRejected:
+        return replace(health, models={})
+    return slim

@@ -1,0 +1,106 @@
+"""LiteRT behind `session.Session`: ai-edge-litert, or the older tflite-runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_contract.manifest import TensorSpec
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import (
+    InferenceFailed,
+    ModelUnloadable,
+    Optimization,
+    RuntimeMissing,
+    SessionOptions,
+    Tensors,
+    check_feeds,
+    installed_version,
+)
+
+_DISTRIBUTIONS: Final = ("ai-edge-litert", "tflite-runtime")
+
+
+def version() -> str | None:
+    return installed_version(*_DISTRIBUTIONS)
+
+
+def _interpreter_module() -> Any:
+    try:
+        from ai_edge_litert import interpreter
+    except ImportError:
+        try:
+            from tflite_runtime import interpreter  # the same API under its old name
+        except ImportError as error:
+            raise RuntimeMissing(RuntimeKind.LITERT, "tflite") from error
+    return interpreter
+
+
+def open_model(path: Path, options: SessionOptions) -> LiteRtSession:
+    """Load a .tflite file. Errors: `RuntimeMissing`, `ModelUnloadable`."""
+    module = _interpreter_module()
+    resolver = (
+        module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        if options.optimization is Optimization.NONE
+        else module.OpResolverType.AUTO
+    )
+    try:
+        interpreter = module.Interpreter(
+            model_path=str(path),
+            num_threads=options.threads,
+            experimental_op_resolver_type=resolver,
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelUnloadable(path, str(error)) from error
+    return LiteRtSession(interpreter, path)
+
+
+class LiteRtSession:
+    """Dynamic axes are those that the model's shape signature marks with -1."""
+
+    def __init__(self, interpreter: Any, path: Path) -> None:
+        self._interpreter = interpreter
+        self._in = {d["name"]: d for d in interpreter.get_input_details()}
+        self._out = {d["name"]: d for d in interpreter.get_output_details()}
+        self.inputs = tuple(_spec(d, path) for d in self._in.values())
+        self.outputs = tuple(_spec(d, path) for d in self._out.values())
+        self._shapes = {name: tuple(d["shape"]) for name, d in self._in.items()}
+
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
+        check_feeds(self.inputs, feeds)
+        try:
+            shapes = {name: feeds[name].shape for name in self._in}
+            if shapes != self._shapes:
+                self._shapes = {}  # until the interpreter has taken the new ones
+                for name, shape in shapes.items():
+                    self._interpreter.resize_tensor_input(self._in[name]["index"], shape)
+                self._interpreter.allocate_tensors()
+                self._shapes = shapes
+            for name, detail in self._in.items():
+                self._interpreter.set_tensor(detail["index"], feeds[name])
+            self._interpreter.invoke()
+            # get_tensor copies: the next call may not change what this one returned
+            return {
+                name: self._interpreter.get_tensor(detail["index"])
+                for name, detail in self._out.items()
+            }
+        except (ValueError, RuntimeError) as error:
+            raise InferenceFailed(str(error)) from error
+
+    def close(self) -> None:
+        self._interpreter = None
+
+
+def _spec(detail: dict[str, Any], path: Path) -> TensorSpec:
+    dtype = np.dtype(detail["dtype"]).name
+    if dtype.startswith(("bytes", "str", "object", "complex")):
+        raise ModelUnloadable(
+            path, f"{detail['name']!r} is {dtype}; edgekit runs models whose values are numbers"
+        )
+    signature = detail.get("shape_signature", detail["shape"])
+    axes = signature if len(signature) == len(detail["shape"]) else detail["shape"]
+    shape = tuple(int(a) if a >= 0 else f"axis{i}" for i, a in enumerate(axes))
+    return TensorSpec(name=detail["name"], dtype=dtype, shape=shape)

@@ -1,0 +1,106 @@
+"""ONNX Runtime behind `session.Session`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_contract.manifest import TensorSpec
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import (
+    InferenceFailed,
+    ModelUnloadable,
+    Optimization,
+    RuntimeMissing,
+    SessionOptions,
+    Tensors,
+    check_feeds,
+    installed_version,
+)
+
+_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+_DTYPES: Final = {
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32",
+    "tensor(int64)": "int64",
+    "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool",
+}
+
+
+def version() -> str | None:
+    return installed_version(*_DISTRIBUTIONS)
+
+
+def open_model(path: Path, options: SessionOptions) -> OnnxSession:
+    """Load an .onnx or .ort file. Errors: `RuntimeMissing`, `ModelUnloadable`."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise RuntimeMissing(RuntimeKind.ONNXRUNTIME, "onnx") from error
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    # Idle threads sleep: a spinning pool would cost a small device a core between requests.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.graph_optimization_level = {
+        Optimization.NONE: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        Optimization.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        Optimization.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    }[options.optimization]
+    try:
+        session = ort.InferenceSession(
+            str(path),
+            sess_options=settings,
+            providers=list(options.providers) or ["CPUExecutionProvider"],
+        )
+    except Exception as error:  # onnxruntime raises bare Exception subclasses of its own
+        raise ModelUnloadable(path, str(error)) from error
+    return OnnxSession(session, path)
+
+
+class OnnxSession:
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Execution providers in use, which may be fewer than were asked for."""
+        return tuple(self._session.get_providers())
+
+    def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
+        check_feeds(self.inputs, feeds)
+        try:
+            values = self._session.run(self._names, dict(feeds))
+        except Exception as error:  # as above
+            raise InferenceFailed(str(error)) from error
+        return dict(zip(self._names, values, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _spec(node: Any, path: Path) -> TensorSpec:
+    dtype = _DTYPES.get(node.type)
+    if dtype is None:
+        raise ModelUnloadable(
+            path, f"{node.name!r} is a {node.type}; edgekit runs models whose values are tensors"
+        )
+    shape = tuple(
+        axis if isinstance(axis, int) else (axis or f"axis{index}")
+        for index, axis in enumerate(node.shape)
+    )
+    return TensorSpec(name=node.name, dtype=dtype, shape=shape)

@@ -1,0 +1,79 @@
+"""What a plan needs to know of a model, read once from its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto
+
+from edgekit_converters import graph
+
+__all__ = ["WEIGHTED_INPUTS", "ModelFacts", "read_facts", "weighted_nodes"]
+
+WEIGHTED_INPUTS: Final[Mapping[str, int]] = {
+    "Conv": 1,
+    "ConvTranspose": 1,
+    "Gemm": 1,
+    "MatMul": 1,
+    "LSTM": 1,
+    "Gather": 0,
+}
+"""Operators that carry weights, and which input holds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """An ONNX model as a plan sees it; a model of another runtime has only its size."""
+
+    size_bytes: int
+    opset: int | None = None
+    ir: int | None = None
+    operators: Mapping[str, int] = field(default_factory=dict)
+    """All operators, subgraphs included, and how often each occurs."""
+    weighted: Mapping[str, int] = field(default_factory=dict)
+    """Operators of the outermost graph that hold float32 weights, and how often."""
+    nested_weighted: Mapping[str, int] = field(default_factory=dict)
+    """The same inside subgraphs (If, Loop, Scan)."""
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """Facts of a closed, normalized ONNX file (weights are initializers)."""
+    model = onnx.load_model(path)
+    nested: dict[str, int] = {}
+    outer = _names_of_floats(model.graph)
+    for inner in graph.graphs(model.graph):
+        if inner is not model.graph:
+            for node in weighted_nodes(inner, known=outer):
+                nested[node.op_type] = nested.get(node.op_type, 0) + 1
+    weighted: dict[str, int] = {}
+    for node in weighted_nodes(model.graph):
+        weighted[node.op_type] = weighted.get(node.op_type, 0) + 1
+    return ModelFacts(
+        size_bytes=path.stat().st_size,
+        opset=graph.opset(model),
+        ir=model.ir_version,
+        operators=dict(sorted(graph.operators(model).items())),
+        weighted=weighted,
+        nested_weighted=nested,
+    )
+
+
+def weighted_nodes(current: GraphProto, *, known: frozenset[str] = frozenset()) -> list[NodeProto]:
+    """Nodes of one graph whose weights are float32 initializers of it, or among `known`."""
+    floats = _names_of_floats(current) | known
+    return [
+        node
+        for node in current.node
+        if node.domain in graph.ONNX_DOMAINS
+        and (at := WEIGHTED_INPUTS.get(node.op_type)) is not None
+        and len(node.input) > at
+        and node.input[at] in floats
+    ]
+
+
+def _names_of_floats(current: GraphProto) -> frozenset[str]:
+    return frozenset(t.name for t in current.initializer if t.data_type == TensorProto.FLOAT)

@@ -1,0 +1,212 @@
+"""onnxruntime's graph rewriting for quantization, behind two functions of ours.
+
+Invariant: nothing of onnxruntime.quantization is used elsewhere; ranges are ours, nodes are named
+one by one, and its options are these. What comes out is checked by those who asked for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from edgekit_contract.errors import Refused
+from edgekit_converters import graph
+from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.selection import (
+    DYNAMIC_OPERATORS,
+    select_dynamic,
+    select_static,
+)
+
+__all__ = ["Activations", "Granularity", "quantize_dynamic", "quantize_static"]
+
+_LARGEST: Final = 1e30
+"""A range beyond this is a mask's minus infinity, not a value: its nodes stay float."""
+
+
+class Granularity(enum.Enum):
+    """What one scale of the weights is for."""
+
+    PER_TENSOR = "per-tensor"
+    PER_CHANNEL = "per-channel"
+
+
+class Activations(enum.Enum):
+    """Number format of activations; weights are always signed."""
+
+    S8 = "s8s8"
+    U8 = "u8s8"
+
+
+def quantize_static(
+    source: Path,
+    out: Path,
+    *,
+    ranges: Mapping[str, Range],
+    activations: Activations,
+    granularity: Granularity,
+    reduce_range: bool,
+) -> None:
+    """Write `source` with QuantizeLinear/DequantizeLinear pairs around its weighted operators.
+
+    `reduce_range` keeps weights within 7 bits. Errors: `Refused` where nothing can be quantized,
+    and whatever onnxruntime raises.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import TensorData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    model = onnx.load_model(source)
+    selection = select_static(model)
+    found = {
+        tensor: ranges[seen]
+        for tensor, seen in selection.sources.items()
+        if seen in ranges and _is_usable(ranges[seen])
+    }
+    nodes = _with_ranges(model, selection.nodes, found)
+    if not nodes:
+        raise Refused("no node could be quantized.")
+    _unshare_biases(model, nodes)
+    model = _typed(model, found)
+    kind = {Activations.S8: QuantType.QInt8, Activations.U8: QuantType.QUInt8}[activations]
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=granularity is Granularity.PER_CHANNEL,
+        reduce_range=reduce_range,
+        weight_qType=QuantType.QInt8,
+        activation_qType=kind,
+        tensors_range={
+            name: TensorData(lowest=np.float32(r.low), highest=np.float32(r.high))
+            for name, r in found.items()
+        },
+        nodes_to_quantize=list(nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=sorted({n.op_type for n in model.graph.node if n.name in nodes}),
+        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+    )
+    _save(_quietly(quantizer.quantize_model), out)
+
+
+def quantize_dynamic(
+    source: Path, out: Path, *, granularity: Granularity, reduce_range: bool
+) -> None:
+    """Write `source` with 8-bit weights in its MatMul, Gemm and LSTM nodes, subgraphs included;
+    activations are quantized while it runs. Errors: as `quantize_static`.
+    """
+    from onnxruntime.quantization import QuantizationMode, QuantType
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+
+    model = onnx.load_model(source)
+    nodes = select_dynamic(model).nodes
+    if not nodes:
+        raise Refused("no node could be quantized.")
+    model = _typed(model, {})
+    nested = len(list(graph.graphs(model.graph))) > 1
+
+    def quantize() -> Any:
+        quantizer = ONNXQuantizer(
+            model,
+            granularity is Granularity.PER_CHANNEL,
+            reduce_range,
+            QuantizationMode.IntegerOps,
+            False,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            None,
+            # a Gemm becomes a MatMul of another name, so nodes cannot be named here
+            [],
+            _unchosen(model, set(nodes)),
+            sorted(DYNAMIC_OPERATORS),
+            {"MatMulConstBOnly": True, "EnableSubgraph": nested},
+        )
+        quantizer.quantize_model()
+        return quantizer.model.model
+
+    _save(_quietly(quantize), out)
+
+
+def _is_usable(found: Range) -> bool:
+    return max(abs(found.low), abs(found.high)) < _LARGEST
+
+
+def _with_ranges(
+    model: ModelProto, nodes: tuple[str, ...], found: Mapping[str, Range]
+) -> frozenset[str]:
+    """Nodes whose activation and result both have a range."""
+    return frozenset(
+        node.name
+        for node in model.graph.node
+        if node.name in set(nodes) and node.input[0] in found and node.output[0] in found
+    )
+
+
+def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:
+    """A bias of its own for each node: its scale is that of the node's input times its weight's.
+
+    onnxruntime copies shared ones, too, but under names that other tensors may have.
+    """
+    constants = graph.initializers(model.graph)
+    uses: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.name not in nodes or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        name = node.input[2]
+        uses[name] = uses.get(name, 0) + 1
+        if uses[name] > 1:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(constants[name])
+            copy.name = f"{name}/bias of {node.name}"
+            node.input[2] = copy.name
+
+
+def _typed(model: ModelProto, found: Mapping[str, Range]) -> ModelProto:
+    """With the shapes that can be inferred, and float32 for tensors that were observed as such;
+    marked so that onnxruntime does not infer again through files of its own."""
+    try:
+        typed = onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError:
+        typed = model
+    known = graph.typed_values(typed)
+    typed.graph.value_info.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in sorted(found)
+        if name not in known
+    )
+    helper.set_model_props(typed, {"onnx.infer": "onnxruntime.quant"})
+    return typed
+
+
+def _unchosen(model: ModelProto, chosen: set[str]) -> list[str]:
+    return [
+        node.name
+        for current in graph.graphs(model.graph)
+        for node in current.node
+        if node.op_type in DYNAMIC_OPERATORS and node.name not in chosen
+    ]
+
+
+def _quietly(work: Any) -> ModelProto:
+    """Its warnings go to the root logger, whatever it is told."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        model = work()
+    finally:
+        logging.disable(previous)
+    assert isinstance(model, ModelProto)
+    return model
+
+
+def _save(model: ModelProto, out: Path) -> None:
+    graph.strip_remarks(model)
+    model.producer_name = model.producer_version = ""
+    graph.prune_opsets(model)
+    graph.clamp_ir(model)
+    onnx.save_model(model, out)

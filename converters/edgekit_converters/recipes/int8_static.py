@@ -1,0 +1,66 @@
+"""Static 8-bit quantization (QDQ): ranges of activations are estimated beforehand.
+
+Sources: Jacob et al., CVPR 2018 (per-tensor, asymmetric activations); Krishnamoorthi, "Quantizing
+deep convolutional networks for efficient inference", 2018 (per-channel weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Final
+
+from edgekit_converters.calibration.estimators import Estimator
+from edgekit_converters.normalization import QUANTIZABLE_OPSET
+from edgekit_converters.qdq import Activations, Granularity, quantize_static
+from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
+from edgekit_converters.selection import STATIC_OPERATORS
+
+__all__ = ["RECIPES"]
+
+_ESTIMATORS: Final = (Estimator.MINMAX, Estimator.PERCENTILE)
+_TITLES: Final = {
+    Granularity.PER_CHANNEL: "a scale per output channel",
+    Granularity.PER_TENSOR: "one scale per weight",
+}
+
+
+def _make(
+    granularity: Granularity, activations: Activations, reduced: bool
+) -> Callable[[Ingredients], None]:
+    def make(ingredients: Ingredients) -> None:
+        quantize_static(
+            ingredients.normalized,
+            ingredients.out,
+            ranges=ingredients.ranges,
+            activations=activations,
+            granularity=granularity,
+            reduce_range=reduced,
+        )
+
+    return make
+
+
+def _recipe(
+    granularity: Granularity, activations: Activations, reduced: bool, estimator: Estimator
+) -> Recipe:
+    arithmetic = activations.value + ("-reduced" if reduced else "")
+    return Recipe(
+        id=f"int8-static/{granularity.value}/{arithmetic}/{estimator.value}",
+        title=f"8 bits, {_TITLES[granularity]}"
+        + (", weights of 7 bits" if reduced else "")
+        + f", ranges by {estimator.value}",
+        needs=Needs(
+            weighted=STATIC_OPERATORS,
+            min_opset=QUANTIZABLE_OPSET,
+            estimator=estimator,
+            full_range=not reduced,
+        ),
+        make=_make(granularity, activations, reduced),
+        output_step=1 / 255,
+    )
+
+
+RECIPES: Final = tuple(
+    _recipe(*choices) for choices in product(Granularity, Activations, (False, True), _ESTIMATORS)
+)

@@ -1,0 +1,86 @@
+"""What a recipe is: an id, what it needs, and a function that writes the variant.
+
+Invariant: `Needs` decides without looking at a file; `make` runs in a child process and only writes
+the file that it is told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit_contract.compatibility import version_tuple
+from edgekit_contract.profile import Cpu, Runtime, RuntimeKind
+from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.facts import ModelFacts
+
+__all__ = ["Ingredients", "Needs", "Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a recipe asks of the model, the runtime and the core. Empty fields ask nothing."""
+
+    runtime: RuntimeKind = RuntimeKind.ONNXRUNTIME
+    min_runtime_version: str = "0"
+    weighted: frozenset[str] = frozenset()
+    """At least one of these operators has weights in the outermost graph."""
+    nested: bool = False
+    """Weights inside subgraphs will do, too."""
+    min_opset: int | None = None
+    estimator: Estimator | None = None
+    """How activations' ranges are estimated; with it the recipe needs calibration."""
+    full_range: bool | None = None
+    """True: only where 8-bit products cannot saturate, neither on the profile's core nor on the
+    machine that builds and has to prove the variant; False: only where they can; None: both."""
+
+    def unmet(
+        self, facts: ModelFacts, runtime: Runtime, cpu: Cpu, *, host_saturates: bool
+    ) -> str | None:
+        """Why the recipe cannot run, or cannot be proved where it is made, or None."""
+        if runtime.kind is not self.runtime:
+            return f"it is for {self.runtime.value}"
+        if version_tuple(runtime.version) < version_tuple(self.min_runtime_version):
+            return f"it needs {self.runtime.value} {self.min_runtime_version} or newer"
+        if self.weighted:
+            held = {*facts.weighted, *(facts.nested_weighted if self.nested else ())}
+            if not held & self.weighted:
+                return "the model has no weights in " + ", ".join(sorted(self.weighted))
+        if self.min_opset is not None and (facts.opset or 0) < self.min_opset:
+            return f"it needs opset {self.min_opset}, the model could not be raised above " + str(
+                facts.opset
+            )
+        if self.full_range and cpu.int8_saturates:
+            return "8-bit products can saturate on the profile's core"
+        if self.full_range and host_saturates:
+            return "8-bit products can saturate on this machine: it could not be proved here"
+        if self.full_range is False and not (cpu.int8_saturates or host_saturates):
+            return "8-bit products cannot saturate on the profile's core: the full range is better"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What `make` works with."""
+
+    given: Path
+    """The model as it was given, self-contained."""
+    normalized: Path
+    ranges: Mapping[str, Range]
+    """By tensor name; empty unless the recipe names an estimator."""
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    id: str
+    """Such as `int8-static/per-channel/s8s8/percentile`: family, then choices."""
+    title: str
+    needs: Needs
+    make: Callable[[Ingredients], None]
+    """Write the variant. Errors: anything; it then loses with that reason."""
+    output_step: float
+    """One step of the output's number format, as a part of the output's range: 1/255 for 8 bits."""
+    optimizes: bool = False
+    """Starts from the normalized model without quantizing: pointless where nothing was changed."""

@@ -1,0 +1,103 @@
+"""Which nodes are quantized, and which tensors must be observed for that. Pure.
+
+Invariant: only operators that carry weights are chosen, and what must travel with them: activations
+that a quantized range replaces, and operators that only move values. Everything else stays float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from edgekit_converters import graph
+from edgekit_converters.facts import weighted_nodes
+
+__all__ = ["DYNAMIC_OPERATORS", "STATIC_OPERATORS", "Selection", "select_dynamic", "select_static"]
+
+STATIC_OPERATORS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+DYNAMIC_OPERATORS: Final = frozenset({"Gemm", "LSTM", "MatMul"})
+"""Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it was measured."""
+
+_CLAMPS: Final = frozenset({"Relu", "Clip"})
+_MOVES: Final = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Their outputs are values of their inputs: one range serves both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    nodes: tuple[str, ...]
+    """Names of the nodes to quantize."""
+    sources: Mapping[str, str]
+    """Each tensor that needs a range, and the tensor whose observed range it takes."""
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Tensors to observe, each once."""
+        return tuple(dict.fromkeys(self.sources.values()))
+
+
+def select_static(model: ModelProto) -> Selection:
+    """What static quantization takes of the outermost graph of a normalized model."""
+    current = model.graph
+    weighted = [
+        node
+        for node in weighted_nodes(current)
+        if node.op_type in STATIC_OPERATORS and _is_plain(node, current)
+    ]
+    producers = {output: node for node in current.node for output in node.output}
+    consumers: dict[str, list[NodeProto]] = {}
+    for node in current.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    returned = {value.name for value in current.output}
+    chosen = {node.name for node in weighted}
+    quantized = {name for node in weighted for name in (node.input[0], node.output[0])}
+    for node in current.node:  # in topological order
+        if node.op_type in _CLAMPS | _MOVES and node.input[0] in quantized:
+            chosen.add(node.name)
+            quantized.add(node.output[0])
+
+    def source(name: str) -> str:
+        """The tensor to observe in place of `name`."""
+        users = consumers.get(name, [])
+        if len(users) == 1 and users[0].op_type in _CLAMPS and name not in returned:
+            # What the clamp cuts off need not be represented; and the pair stays fused.
+            return source(users[0].output[0])
+        producer = producers.get(name)
+        if producer is not None and producer.op_type in _MOVES and producer.name in chosen:
+            return source(producer.input[0])
+        return name
+
+    return Selection(
+        nodes=tuple(node.name for node in current.node if node.name in chosen),
+        sources={name: source(name) for name in sorted(quantized)},
+    )
+
+
+def select_dynamic(model: ModelProto) -> Selection:
+    """What dynamic quantization takes, subgraphs included; it needs no ranges."""
+    names: list[str] = []
+    known: frozenset[str] = frozenset()
+    for current in graph.graphs(model.graph):
+        names += [
+            node.name
+            for node in weighted_nodes(current, known=known)
+            if node.op_type in DYNAMIC_OPERATORS
+        ]
+        if current is model.graph:
+            known = frozenset(
+                t.name for t in current.initializer if t.data_type == TensorProto.FLOAT
+            )
+    return Selection(nodes=tuple(names), sources={})
+
+
+def _is_plain(node: NodeProto, current: GraphProto) -> bool:
+    """Whether the activation is a float tensor of its own and the bias, if any, a constant."""
+    constants = graph.initializers(current)
+    if node.input[0] in constants:
+        return False
+    has_bias = len(node.input) > 2 and node.input[2]
+    return not has_bias or node.input[2] in constants

@@ -1,0 +1,341 @@
+"""The build: material, plan, calibration, search, choice, pack. Wiring only.
+
+Invariant: the model file is only read, and what leaves the scratch directory are whole bundles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgekit.build.choice import Bounds, choose
+from edgekit.build.data import Data, open_data
+from edgekit.build.evaluate import MIN_HELD_OUT, resolve_metric
+from edgekit.build.host import Host, read_host
+from edgekit.build.material import Material, gather
+from edgekit.build.memory import peak_ram_bytes
+from edgekit.build.pack import Contents, Packed, check_output, report_bytes, seal, write
+from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
+from edgekit.build.progress import Progress, Silent
+from edgekit.build.provenance import git_commit, tool_versions
+from edgekit.build.ranges import Calibration, calibrate
+from edgekit.build.report import Candidate, Outcome, Report
+from edgekit.build.request import BuildRequest, MetricKind, Objective
+from edgekit.build.scratch import open_scratch
+from edgekit.build.search import Bench, Kitchen, Variant, make_variants, measure_variants
+from edgekit.build.vectors import GoldenSet, choose_vectors
+from edgekit_contract import limits
+from edgekit_contract.errors import Refused
+from edgekit_contract.manifest import Provenance
+from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
+from edgekit_converters.facts import read_facts
+from edgekit_converters.recipes import all_recipes
+from edgekit_converters.recipes.recipe import Recipe
+from edgekit_converters.sources import open_source, sha256_of
+from edgekit_converters.tensorfile import read_tensors
+from edgekit_runtime.session import SessionOptions
+
+__all__ = ["BuildResult", "Built", "build"]
+
+_SMALL: Final = 30
+"""Validation samples under which a figure is said to be rough."""
+_PACKING_BYTES: Final = limits.MIB // 2
+"""What a bundle needs besides model and golden vectors, when planning against a budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """One bundle and how it came to be."""
+
+    report: Report
+    bundle: Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    plan: Plan
+    built: tuple[Built, ...]
+    """In the order of the request's profiles; empty after a dry run."""
+
+
+def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildResult:
+    """Make the best bundle of a model for each profile.
+
+    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do.
+    """
+    watch = progress or Silent()
+    if not request.dry_run:
+        check_output(request.output)
+    calibration = _open(request.calibration, request)
+    validation = _open(request.validation, request)
+    with open_scratch() as scratch:
+        with watch.stage("reading the model", None):
+            source = open_source(request.model, scratch=scratch)
+            material = gather(
+                source,
+                calibration,
+                validation,
+                normalizes=any(asked_for(r, request.recipes) for r in all_recipes()[1:]),
+                scratch=scratch,
+            )
+        plan = make_plan(
+            source.kind,
+            given=material.given_facts,
+            normalized=material.normalized_facts,
+            changed=bool(material.normalized.steps),
+            profiles=request.profiles,
+            recipes=all_recipes(),
+            patterns=request.recipes,
+            has_data=material.data is not None,
+            host_saturates=read_host().int8_saturates,
+        )
+        if request.dry_run:
+            return BuildResult(plan=plan, built=())
+        return BuildResult(
+            plan=plan, built=_Build(request, plan, material, scratch, watch).execute()
+        )
+
+
+def _open(name: str | None, request: BuildRequest) -> Data | None:
+    return None if name is None else open_data(name, preprocess=request.preprocess)
+
+
+class _Build:
+    """One execution of a plan."""
+
+    def __init__(
+        self,
+        request: BuildRequest,
+        plan: Plan,
+        material: Material,
+        scratch: Path,
+        watch: Progress,
+    ) -> None:
+        self._request, self._plan, self._material = request, plan, material
+        self._scratch, self._watch = scratch, watch
+        self._calibration = Calibration()
+        self._golden: dict[tuple[str, int], GoldenSet] = {}
+
+    def execute(self) -> tuple[Built, ...]:
+        source = self._material.source
+        made = self._make()
+        first = read_tensors(self._material.reference)
+        metric = resolve_metric(
+            self._request.metric, labelled=self._material.labelled, outputs=first
+        )
+        bench = Bench(
+            kind=source.kind,
+            baseline=made[self._plan.profiles[0].recipes[0].id].path,
+            metric=metric,
+            samples=self._material.samples,
+            count=self._material.count,
+            progress=self._watch,
+            search_time_s=self._request.search_time_s,
+        )
+        decided = [self._decide(plan, made, bench) for plan in self._plan.profiles]
+        if sha256_of(source.origin) != source.sha256:
+            raise Refused(f"{source.origin} changed while it was built: build again.")
+        with self._watch.stage("packing", len(decided)) as advance:
+            # all are sealed before one is written: a profile that refuses leaves nothing behind
+            sealed = [seal(contents, self._request.key) for _, contents in decided]
+            bundles = write(sealed, self._request.output, advance=advance)
+        return tuple(
+            Built(report=report, bundle=bundle)
+            for (report, _), bundle in zip(decided, bundles, strict=True)
+        )
+
+    def _make(self) -> dict[str, Variant]:
+        source = self._material.source
+        if source.kind is not RuntimeKind.ONNXRUNTIME:
+            return {r.id: Variant(recipe=r, path=source.path) for r in self._plan.recipes}
+        self._calibration = calibrate(
+            self._material, self._plan.estimators, scratch=self._scratch, progress=self._watch
+        )
+        kitchen = Kitchen(
+            given=source.path,
+            normalized=self._material.normalized.path,
+            feeds=self._material.feeds,
+            ranges=self._calibration.ranges,
+            scratch=self._scratch,
+        )
+        return make_variants(self._plan.recipes, kitchen, progress=self._watch)
+
+    def _decide(
+        self, plan: ProfilePlan, made: Mapping[str, Variant], bench: Bench
+    ) -> tuple[Report, Contents]:
+        request, profile, host = self._request, plan.profile, read_host()
+        threads = plan.runtime.threads
+        # more threads than this machine has cores would measure the scheduler
+        measured_threads = min(threads, host.cores)
+        on_target = host.is_of(profile.cpu) and measured_threads == threads
+        measured = measure_variants(
+            plan, made, bench, threads=measured_threads, max_drop=request.max_drop
+        )
+        tried = [c for c in measured if c.outcome is not Outcome.SKIPPED]
+        judged = choose(
+            tried,
+            objective=request.objective,
+            bounds=Bounds(
+                max_drop=request.max_drop,
+                max_ms=request.max_ms,
+                max_mb=request.max_mb,
+                budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
+            ),
+            on_target=on_target,
+        )
+        winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
+        variant = made[winner.recipe]
+        golden = self._golden_of(variant, plan)
+        peak = peak_ram_bytes(
+            variant.path, plan.runtime.kind, feeds=self._material.feeds, threads=threads
+        )
+        report = Report(
+            name=request.name,
+            version=request.version,
+            profile=profile.name,
+            runtime=f"{plan.runtime.kind.value} {plan.runtime.version}",
+            threads=threads,
+            measured_threads=measured_threads,
+            objective=request.objective,
+            metric=bench.metric,
+            max_drop=request.max_drop,
+            measured_on=host.title,
+            on_target=on_target,
+            calibration_samples=self._calibration.samples,
+            validation_samples=bench.samples_seen,
+            chosen=winner.recipe,
+            candidates=(*judged, *(c for c in measured if c.outcome is Outcome.SKIPPED)),
+            normalization=self._material.normalized.steps,
+            remarks=(
+                *_host_remarks(plan, request, host),
+                *self._remarks(judged, bench),
+            ),
+            peak_ram_bytes=peak,
+        )
+        return report, self._contents(plan, variant, golden, report)
+
+    def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
+        threads = plan.runtime.threads
+        key = (variant.recipe.id, threads)
+        if key not in self._golden:
+            with self._watch.stage("choosing golden vectors", None):
+                self._golden[key] = choose_vectors(
+                    variant.path,
+                    plan.runtime.kind,
+                    options=SessionOptions(threads=threads),
+                    samples=self._material.samples,
+                    output_step=variant.recipe.output_step,
+                    source=self._material.data_source,
+                )
+        return self._golden[key]
+
+    def _remarks(self, judged: Sequence[Candidate], bench: Bench) -> tuple[str, ...]:
+        said = list(self._material.normalized.remarks)
+        said.append(_DATA_REMARKS[self._material.data_source])
+        if self._calibration.samples and self._material.calibration is None:
+            said.append(
+                "There are no calibration data: ranges were taken from the validation data, "
+                "which flatters int8."
+            )
+        if self._material.data is not None and bench.samples_seen < MIN_HELD_OUT:
+            said.append(
+                f"{bench.samples_seen} samples are too few to keep some from the choice"
+                + (
+                    f"; one of them is {1 / bench.samples_seen:.1%}: take the figures as rough."
+                    if bench.samples_seen < _SMALL
+                    else "."
+                )
+            )
+        winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
+        if winner.held_out is not None and judged[0].held_out is not None:
+            drop = judged[0].held_out.value - winner.held_out.value
+            if drop > self._request.max_drop:
+                said.append(
+                    f"On the samples held out from the choice {winner.recipe} is {drop:.4f} below "
+                    "float32, more than was allowed: give more validation data."
+                )
+        if bench.metric in _UNLABELLED:
+            said.append(
+                f"The metric {bench.metric.value} compares with the float32 model, not with truth."
+            )
+        return tuple(text for text in said if text)
+
+    def _contents(
+        self, plan: ProfilePlan, variant: Variant, golden: GoldenSet, report: Report
+    ) -> Contents:
+        request, source = self._request, self._material.source
+        is_onnx = plan.runtime.kind is RuntimeKind.ONNXRUNTIME
+        facts = read_facts(variant.path) if is_onnx else self._material.given_facts
+        needs_ranges = variant.recipe.needs.estimator is not None
+        return Contents(
+            name=request.name,
+            version=request.version,
+            profile=plan.profile,
+            runtime=plan.runtime,
+            model=variant.path,
+            signature=source.signature,
+            golden=golden.golden,
+            golden_data=golden.data,
+            labels=request.labels,
+            preprocess=request.preprocess,
+            postprocess=request.postprocess,
+            report=report_bytes(report),
+            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts.opset),
+            features=_relied_on(variant.recipe, plan.profile),
+            ir=facts.ir,
+            opset=facts.opset,
+            peak_ram_bytes=report.peak_ram_bytes,
+            provenance=Provenance(
+                source_name=source.origin.name,
+                source_sha256=source.sha256,
+                recipe=variant.recipe.id,
+                calibration_sha256=self._calibration.sha256 if needs_ranges else None,
+                git_commit=git_commit(source.origin),
+                tools=tool_versions(),
+            ),
+        )
+
+
+def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[str]:
+    """What building on this machine, and not on a device of the profile, means for the figures."""
+    said, profile, threads = [], plan.profile, plan.runtime.threads
+    if not host.is_of(profile.cpu):
+        said.append(f"Latency was measured on HOST ({host.title}), not on {profile.name}.")
+    if host.cores < threads:
+        said.append(
+            f"Latency was measured with {host.cores} of {profile.name}'s {threads} threads: this "
+            "machine has no more cores."
+        )
+    if said and request.objective is Objective.LATENCY:
+        said.append("Objective latency chose by accuracy, then size.")
+    if said and request.max_ms is not None:
+        said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")
+    if host.int8_saturates and not profile.cpu.int8_saturates and _has_int8(plan):
+        said.append(
+            f"8-bit products can saturate on this machine and not on {profile.name}: weights of 7 "
+            "bits were tried, since 8 could not be proved; build on ARM or on a machine with VNNI."
+        )
+    return said
+
+
+def _has_int8(plan: ProfilePlan) -> bool:
+    return any(recipe.needs.full_range is not None for recipe in plan.recipes)
+
+
+_DATA_REMARKS: Final = {
+    "validation": "",
+    "calibration": "There are no validation data: figures are from the calibration data.",
+    "generated": "There are no data: figures are from made-up inputs and say only that the "
+    "numbers are close.",
+}
+_UNLABELLED: Final = frozenset({MetricKind.AGREEMENT, MetricKind.COSINE, MetricKind.R2})
+
+
+def _relied_on(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
+    """Features without which the variant's products could saturate (x86-64 only)."""
+    if recipe.needs.full_range is not True or profile.cpu.arch is not Arch.X86_64:
+        return ()
+    dot_products = sorted(VNNI & set(profile.cpu.features))
+    return tuple(dot_products[:1])

@@ -1,0 +1,167 @@
+"""Choose among measured candidates. Pure: figures and bounds in, one winner and reasons out.
+
+Invariant: the baseline can always win; a candidate that breaks a bound, or is neither smaller nor
+faster than the baseline, never does. A latency differs only where its interval says so; among
+equals in the objective the smaller wins, then the more accurate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edgekit.build.report import Candidate, Latency, Outcome
+from edgekit.build.request import Objective
+from edgekit_contract.errors import Refused
+
+__all__ = ["Bounds", "NothingFits", "choose"]
+
+_EQUAL: Final = 1e-3
+"""Metrics nearer than this are one: what a table of three digits shows."""
+_SAME_SIZE: Final = 0.01
+"""Names and padding make one file larger than another by about so much."""
+
+
+class NothingFits(Refused):
+    """Every candidate, float32 too, breaks a bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a chosen variant must keep."""
+
+    max_drop: float
+    max_ms: float | None = None
+    max_mb: float | None = None
+    budget_bytes: int | None = None
+    """What the profile leaves for the model file."""
+
+
+def choose(
+    candidates: Sequence[Candidate], *, objective: Objective, bounds: Bounds, on_target: bool
+) -> tuple[Candidate, ...]:
+    """The candidates with outcome and reason filled in; exactly one is chosen.
+
+    The first is the baseline; those that failed are left as they are. Errors: `NothingFits`.
+    """
+    baseline = candidates[0]
+    judged = [_judge(candidate, baseline, bounds, on_target) for candidate in candidates]
+    able = [c for c in judged if c.outcome is Outcome.CHOSEN]
+    if not able:
+        told = "; ".join(f"{c.recipe}: {c.reason}" for c in judged if c.reason)
+        raise NothingFits(f"no variant keeps the bounds ({told}): loosen one.")
+    winner = _best(able, objective, on_target)
+    reason = _why(winner, baseline, objective, on_target)
+    return tuple(
+        msgspec.structs.replace(candidate, outcome=Outcome.CHOSEN, reason=reason)
+        if candidate.recipe == winner.recipe
+        else msgspec.structs.replace(
+            candidate, outcome=Outcome.LOST, reason=_why_not(candidate, winner)
+        )
+        if candidate.outcome is Outcome.CHOSEN
+        else candidate
+        for candidate in judged
+    )
+
+
+def _judge(candidate: Candidate, baseline: Candidate, bounds: Bounds, on_target: bool) -> Candidate:
+    """Lost with the bound that it breaks, or, for now, chosen."""
+    if candidate.outcome is Outcome.FAILED:
+        return candidate
+    reason = _broken(candidate, baseline, bounds, on_target)
+    outcome = Outcome.CHOSEN if reason is None else Outcome.LOST
+    return msgspec.structs.replace(candidate, outcome=outcome, reason=reason or "")
+
+
+def _broken(
+    candidate: Candidate, baseline: Candidate, bounds: Bounds, on_target: bool
+) -> str | None:
+    size = candidate.size_bytes or 0
+    if candidate.score is not None and baseline.score is not None:
+        drop = baseline.score.value - candidate.score.value
+        if drop > bounds.max_drop + 1e-12:
+            return f"its metric is {drop:.4f} below float32's, {bounds.max_drop:.4f} is allowed"
+    if bounds.max_mb is not None and size > bounds.max_mb * 1e6:
+        return f"{size / 1e6:.3f} MB, {bounds.max_mb:g} are allowed"
+    if bounds.budget_bytes is not None and size > bounds.budget_bytes:
+        return f"{size / 1e6:.3f} MB are over the profile's budget"
+    latency = candidate.latency
+    if on_target and bounds.max_ms is not None and latency and latency.median_ms > bounds.max_ms:
+        return f"{latency.median_ms:.3f} ms, {bounds.max_ms:g} are allowed"
+    if candidate.recipe != baseline.recipe and size >= (baseline.size_bytes or 0):
+        if latency is not None and latency.is_slower:
+            return "larger and slower than float32"
+        if latency is None or not latency.is_faster:
+            return "not smaller than float32 and not measurably faster"
+    return None
+
+
+def _best(able: Sequence[Candidate], objective: Objective, on_target: bool) -> Candidate:
+    if objective is Objective.SIZE:
+        return min(_smallest(able), key=lambda c: (_speed(c), -_quality(c), c.recipe))
+    if objective is Objective.ACCURACY or not on_target:
+        best = max(map(_quality, able))
+        equal = [c for c in able if _quality(c) > best - _EQUAL]
+        if objective is Objective.ACCURACY and on_target:
+            return min(equal, key=lambda c: (_speed(c), _size(c), c.recipe))
+    else:
+        fastest = min(able, key=_speed)
+        edge = fastest.latency.high if fastest.latency and _speed(fastest) < 1 else 1.0
+        equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
+    return min(_smallest(equal), key=lambda c: (-_quality(c), c.recipe))
+
+
+def _smallest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The smallest, and those as small."""
+    least = min(map(_size, candidates))
+    return [c for c in candidates if _size(c) <= least * (1 + _SAME_SIZE)]
+
+
+def _size(candidate: Candidate) -> int:
+    return candidate.size_bytes or 0
+
+
+def _quality(candidate: Candidate) -> float:
+    return candidate.score.value if candidate.score is not None else 0.0
+
+
+def _speed(candidate: Candidate) -> float:
+    """Ratio to the baseline; 1 unless its interval excludes that."""
+    latency = candidate.latency
+    return (
+        latency.ratio if latency is not None and (latency.is_faster or latency.is_slower) else 1.0
+    )
+
+
+def _low(candidate: Candidate) -> float:
+    return candidate.latency.low if candidate.latency is not None else 1.0
+
+
+def _why(winner: Candidate, baseline: Candidate, objective: Objective, on_target: bool) -> str:
+    if winner.recipe == baseline.recipe:
+        return "nothing beats float32 within the bounds"
+    gains = []
+    if winner.size_bytes and baseline.size_bytes and winner.size_bytes < baseline.size_bytes:
+        gains.append(f"{winner.size_bytes / baseline.size_bytes:.0%} of float32's size")
+    if winner.latency is not None and winner.latency.is_faster:
+        gains.append(f"{winner.latency.ratio:.2f} of its time" + ("" if on_target else " on HOST"))
+    return f"best by {objective.value}: " + (" and ".join(gains) or "as good as float32")
+
+
+def _why_not(candidate: Candidate, winner: Candidate) -> str:
+    facts = []
+    if _quality(candidate) < _quality(winner) - _EQUAL:
+        facts.append("less accurate")
+    mine, best = candidate.latency, winner.latency
+    if mine is not None and best is not None and _is_slower(mine, best):
+        facts.append("slower")
+    if _size(candidate) > _size(winner) * (1 + _SAME_SIZE):
+        facts.append("larger")
+    return f"{' and '.join(facts) or 'no better'} than the chosen"
+
+
+def _is_slower(mine: Latency, best: Latency) -> bool:
+    return mine.low > best.high

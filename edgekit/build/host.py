@@ -1,0 +1,90 @@
+"""This machine as profiles see one: architecture, cores and ISA features, read from Linux."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from edgekit_contract.profile import VNNI, Arch, Cpu, read_features
+
+__all__ = ["Host", "parse_cpuinfo", "read_host"]
+
+_SELECT_KERNELS: Final = VNNI | frozenset(
+    "avx512f avx512bw avx512vl amx_tile amx_int8 asimddp i8mm sve sve2".split()
+)
+"""Features by which runtimes choose kernels among those that a profile's core can run
+(onnxruntime/core/mlas/lib/platform.cpp; XNNPACK, src/configs)."""
+
+_ARM_PARTS: Final = {
+    "0xd03": "cortex-a53",
+    "0xd04": "cortex-a35",
+    "0xd05": "cortex-a55",
+    "0xd07": "cortex-a57",
+    "0xd08": "cortex-a72",
+    "0xd09": "cortex-a73",
+    "0xd0a": "cortex-a75",
+    "0xd0b": "cortex-a76",
+    "0xd0c": "neoverse-n1",
+    "0xd40": "neoverse-v1",
+    "0xd41": "cortex-a78",
+    "0xd42": "cortex-a78ae",
+    "0xd49": "neoverse-n2",
+}
+"""`CPU part` of /proc/cpuinfo (MIDR_EL1.PartNum, Arm's technical reference manuals)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    arch: str
+    """As `uname -m`."""
+    core: str
+    """Microarchitecture on ARM, the vendor's model name on x86-64."""
+    features: frozenset[str]
+    """Those that every core has."""
+    cores: int
+    """How many this process may use."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.core} ({self.arch})"
+
+    @property
+    def int8_saturates(self) -> bool:
+        """As `Cpu.int8_saturates`."""
+        return self.arch == Arch.X86_64.value and not VNNI & self.features
+
+    def is_of(self, cpu: Cpu) -> bool:
+        """Whether what is measured here holds for a profile: same architecture, its features at
+        least, those that select kernels exactly, and on ARM, where a profile names a board's core,
+        the same core."""
+        features = frozenset(cpu.features)
+        if self.arch != cpu.arch.value or not features <= self.features:
+            return False
+        if (self.features - features) & _SELECT_KERNELS:
+            return False
+        return cpu.arch is Arch.X86_64 or cpu.core in (self.core, "any", "max")
+
+
+@lru_cache(maxsize=1)
+def read_host() -> Host:
+    arch = platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    return parse_cpuinfo(text, arch=arch, cores=len(os.sched_getaffinity(0)))
+
+
+def parse_cpuinfo(text: str, *, arch: str, cores: int) -> Host:
+    """From the text of /proc/cpuinfo; of several kinds of core, the first names it."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), value.strip())
+    part = fields.get("cpu part", "")
+    core = _ARM_PARTS.get(part) or fields.get("model name") or part or "unknown core"
+    return Host(arch=arch, core=core, features=frozenset(read_features(text)), cores=cores)

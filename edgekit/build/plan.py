@@ -1,0 +1,186 @@
+"""The plan: which recipes are tried for which profile, and why the others are not. Pure.
+
+Invariant: whatever is planned can run on the profile's runtime and core, as far as declarations
+tell; what cannot fit at all is refused here, before anything is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from edgekit_contract import limits
+from edgekit_contract.compatibility import version_tuple
+from edgekit_contract.errors import Misused, Refused
+from edgekit_contract.profile import Profile, Runtime, RuntimeKind
+from edgekit_converters.calibration.estimators import Estimator
+from edgekit_converters.facts import ModelFacts
+from edgekit_converters.recipes.recipe import Recipe
+
+__all__ = ["Plan", "ProfilePlan", "SkippedRecipe", "asked_for", "make_plan", "min_runtime_version"]
+
+_RELEASES: Final = (
+    ("1.10", 15), ("1.11", 16), ("1.12", 17), ("1.14", 18), ("1.15", 19), ("1.17", 20),
+    ("1.18", 21), ("1.22", 22), ("1.23", 23),
+)  # fmt: skip
+"""onnxruntime versions and the newest ONNX operator set of each (its docs, "Versioning")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRecipe:
+    recipe: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfilePlan:
+    profile: Profile
+    runtime: Runtime
+    recipes: tuple[Recipe, ...]
+    """The baseline first."""
+    skipped: tuple[SkippedRecipe, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    profiles: tuple[ProfilePlan, ...]
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Every recipe that some profile needs, once."""
+        found = {recipe.id: recipe for plan in self.profiles for recipe in plan.recipes}
+        return tuple(found.values())
+
+    @property
+    def estimators(self) -> tuple[Estimator, ...]:
+        """What calibration must estimate; empty: there is none."""
+        named = {r.needs.estimator for r in self.recipes if r.needs.estimator is not None}
+        return tuple(sorted(named, key=lambda estimator: estimator.value))
+
+
+def asked_for(recipe: Recipe, patterns: Sequence[str]) -> bool:
+    """Whether the patterns, if any, choose this recipe."""
+    return not patterns or any(fnmatchcase(recipe.id, pattern) for pattern in patterns)
+
+
+def make_plan(
+    kind: RuntimeKind,
+    *,
+    given: ModelFacts,
+    normalized: ModelFacts,
+    changed: bool,
+    profiles: Sequence[Profile],
+    recipes: Sequence[Recipe],
+    patterns: Sequence[str],
+    has_data: bool,
+    host_saturates: bool,
+) -> Plan:
+    """Plan the build of a model for these profiles.
+
+    `recipes` begin with the baseline; `patterns` choose among the others (none: all). `changed`
+    says whether normalization did anything, `has_data` whether there is calibration or validation
+    data, `host_saturates` whether 8-bit products may saturate on the machine that builds. Errors:
+    `Misused` for a pattern without a recipe, `Refused` for a profile that cannot run the model at
+    all.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(recipe.id, pattern) for recipe in recipes):
+            families = (recipe.id.partition("/") for recipe in recipes)
+            known = dict.fromkeys(name + ("/*" if slash else "") for name, slash, _ in families)
+            raise Misused(f"no recipe matches {pattern!r}; there are {', '.join(known)}.")
+    plans = []
+    for profile in profiles:
+        runtime = _runtime(profile, kind)
+        _check_fit(profile, runtime, given)
+        chosen: list[Recipe] = []
+        skipped: list[SkippedRecipe] = []
+        for index, recipe in enumerate(recipes if kind is RuntimeKind.ONNXRUNTIME else recipes[:1]):
+            reason = None
+            if index:
+                reason = _skip(
+                    recipe,
+                    profile=profile,
+                    runtime=runtime,
+                    facts=normalized,
+                    changed=changed,
+                    patterns=patterns,
+                    has_data=has_data,
+                    host_saturates=host_saturates,
+                )
+            if reason is None:
+                chosen.append(recipe)
+            else:
+                skipped.append(SkippedRecipe(recipe=recipe.id, reason=reason))
+        plans.append(
+            ProfilePlan(
+                profile=profile, runtime=runtime, recipes=tuple(chosen), skipped=tuple(skipped)
+            )
+        )
+    return Plan(profiles=tuple(plans))
+
+
+def min_runtime_version(runtime: Runtime, recipe: Recipe, opset: int | None) -> str:
+    """The oldest version of the runtime that runs what `recipe` made of this operator set.
+
+    Where nothing tells, it is the profile's own version: that is what was planned for.
+    """
+    if runtime.kind is not RuntimeKind.ONNXRUNTIME or opset is None:
+        return runtime.version
+    known = (version for version, newest in _RELEASES if opset <= newest)
+    version = next(known, runtime.version)
+    return max(version, recipe.needs.min_runtime_version, key=version_tuple)
+
+
+def _runtime(profile: Profile, kind: RuntimeKind) -> Runtime:
+    runtime = profile.runtime(kind)
+    if runtime is None:
+        held = ", ".join(r.kind.value for r in profile.runtimes)
+        raise Refused(
+            f"{profile.name} has no {kind.value}, only {held}: choose another profile or convert "
+            "the model."
+        )
+    return runtime
+
+
+def _check_fit(profile: Profile, runtime: Runtime, given: ModelFacts) -> None:
+    if (
+        runtime.max_opset is not None
+        and given.opset is not None
+        and given.opset > runtime.max_opset
+    ):
+        raise Refused(
+            f"the model is of opset {given.opset}, onnxruntime {runtime.version} of {profile.name} "
+            f"reads up to {runtime.max_opset}: export it again with an older opset."
+        )
+    if runtime.max_ir is not None and given.ir is not None and given.ir > runtime.max_ir:
+        raise Refused(
+            f"the model is of IR version {given.ir}, onnxruntime {runtime.version} of "
+            f"{profile.name} reads up to {runtime.max_ir}: export it again for an older one."
+        )
+    if given.size_bytes > limits.MAX_BUNDLE_BYTES:
+        raise Refused(
+            f"the model has {given.size_bytes >> 20} MiB, a bundle holds at most 4 GiB: "
+            "choose a smaller model."
+        )
+
+
+def _skip(
+    recipe: Recipe,
+    *,
+    profile: Profile,
+    runtime: Runtime,
+    facts: ModelFacts,
+    changed: bool,
+    patterns: Sequence[str],
+    has_data: bool,
+    host_saturates: bool,
+) -> str | None:
+    if not asked_for(recipe, patterns):
+        return "not asked for"
+    if recipe.optimizes and not changed:
+        return "simplification changed nothing, or did not hold"
+    if recipe.needs.estimator is not None and not has_data:
+        return "there are no data to calibrate with"
+    return recipe.needs.unmet(facts, runtime, profile.cpu, host_saturates=host_saturates)

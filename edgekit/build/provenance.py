@@ -1,0 +1,48 @@
+"""Where a variant comes from: versions of what made it, and the commit that its model is of."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+__all__ = ["git_commit", "tool_versions"]
+
+_TOOLS: Final = ("edgekit", "numpy", "onnx", "onnxruntime", "onnxslim", "ai-edge-litert")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}\Z")
+_GIT_TIMEOUT_S: Final = 5.0
+
+
+def tool_versions() -> dict[str, str]:
+    """Installed packages that take part in a build, and their versions."""
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit(path: Path) -> str | None:
+    """The commit checked out where `path` is, if Git tracks that very file and it is unchanged."""
+    for command in (
+        ["ls-files", "--error-unmatch", path.name],
+        ["diff", "--quiet", "HEAD", "--", path.name],
+        ["rev-parse", "HEAD"],
+    ):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(path.resolve().parent), *command],
+                capture_output=True,
+                text=True,
+                timeout=_GIT_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode:
+            return None
+    commit = done.stdout.strip()
+    return commit if _COMMIT.match(commit) else None

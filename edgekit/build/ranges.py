@@ -1,0 +1,88 @@
+"""Calibration: one pass over the data, a range for every tensor and estimator.
+
+Invariant: the data are streamed; what is kept of them are statistics and a digest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgekit.build.data import Data
+from edgekit.build.material import Material
+from edgekit.build.progress import Progress
+from edgekit.build.samples import DataRejected, Digest
+from edgekit_converters.calibration.estimators import Estimator, Range, estimate
+from edgekit_converters.calibration.observer import observe
+from edgekit_converters.selection import select_static
+from edgekit_runtime.session import InferenceFailed
+
+__all__ = ["Calibration", "calibrate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Ranges by estimator and tensor; empty where no recipe asked."""
+
+    ranges: Mapping[Estimator, Mapping[str, Range]] = field(default_factory=dict)
+    samples: int = 0
+    sha256: str | None = None
+    """Digest of the samples, see `samples.Digest`."""
+
+
+def calibrate(
+    material: Material, estimators: tuple[Estimator, ...], *, scratch: Path, progress: Progress
+) -> Calibration:
+    """Observe the normalized model over the calibration data, else over the validation data.
+
+    Errors: `DataRejected`.
+    """
+    data = material.calibration or material.validation
+    if not estimators or data is None:
+        return Calibration()
+    tensors = select_static(onnx.load_model(material.normalized.path)).observed
+    feed = _Feed(data, material)
+    with progress.stage("calibrating", data.count) as advance:
+        try:
+            statistics = observe(
+                material.normalized.path,
+                tensors,
+                feed,
+                threads=len(os.sched_getaffinity(0)),
+                scratch=scratch,
+                advance=advance,
+            )
+        except InferenceFailed as error:
+            raise DataRejected(
+                f"the model fails on sample {feed.samples - 1} of {data.title} "
+                f"({str(error).rstrip('.')}): check that sample."
+            ) from error
+    if not feed.samples:
+        raise DataRejected(f"{data.title} holds no sample: give at least one.")
+    ranges: dict[Estimator, dict[str, Range]] = {estimator: {} for estimator in estimators}
+    for estimator, found in ranges.items():
+        for name, of_tensor in statistics.items():
+            estimated = estimate(of_tensor, estimator)
+            if estimated is not None:
+                found[name] = estimated
+    return Calibration(ranges=ranges, samples=feed.samples, sha256=feed.digest.hexdigest())
+
+
+class _Feed:
+    """The samples' feeds, counted and digested as they go by."""
+
+    def __init__(self, data: Data, material: Material) -> None:
+        self._data, self._inputs = data, material.source.signature.inputs
+        self.digest = Digest()
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        for sample in self._data.samples(self._inputs):
+            self.digest.add(sample)
+            self.samples += 1
+            yield sample.feeds

@@ -1,0 +1,132 @@
+"""The report of a build for one profile: what was tried, what it measured, what was chosen and why.
+
+Invariant: values only, JSON as they are; a candidate that was not chosen says why. The report goes
+into the bundle as `files/report.json`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+import msgspec
+
+from edgekit.build.request import MetricKind, Objective
+
+__all__ = ["Candidate", "Latency", "Outcome", "Report", "Score", "table_rows"]
+
+
+NOTICEABLE: Final = 0.02
+"""Where a process happens to place a model in memory makes it about so much faster or slower."""
+
+
+class Outcome(enum.Enum):
+    CHOSEN = "chosen"
+    LOST = "lost"
+    """Sound, but another was better or a bound was broken."""
+    FAILED = "failed"
+    """Could not be made, does not load, or gives wrong numbers."""
+    SKIPPED = "skipped"
+    """Not planned."""
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric over some samples, with a 95% confidence interval where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    rows: int
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """One inference, measured turn by turn with the baseline."""
+
+    median_ms: float
+    ratio: float
+    """To the baseline: the median over the rounds of the ratio within a round."""
+    low: float
+    high: float
+    """95% confidence interval of `ratio` (bootstrap over rounds)."""
+    rounds: int
+
+    @property
+    def is_faster(self) -> bool:
+        """Than the baseline: the whole interval is below 1, by more than chance placement."""
+        return self.high < 1.0 and self.ratio <= 1.0 - NOTICEABLE
+
+    @property
+    def is_slower(self) -> bool:
+        return self.low > 1.0 and self.ratio >= 1.0 + NOTICEABLE
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    recipe: str
+    outcome: Outcome
+    reason: str = ""
+    """Why it was chosen, or why not."""
+    size_bytes: int | None = None
+    score: Score | None = None
+    """On the samples that the choice was made by."""
+    held_out: Score | None = None
+    """On samples that the choice did not see; None where there were too few to keep any back."""
+    latency: Latency | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    version: str
+    profile: str
+    runtime: str
+    threads: int
+    """Of the profile's runtime."""
+    measured_threads: int
+    """Of the measurement: fewer where this machine has fewer cores."""
+    objective: Objective
+    metric: MetricKind
+    """The one that was used, never `auto`."""
+    max_drop: float
+    measured_on: str
+    on_target: bool
+    """Whether what was measured here holds for the profile."""
+    calibration_samples: int
+    validation_samples: int
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    normalization: tuple[str, ...]
+    """Steps that the model went through."""
+    remarks: tuple[str, ...]
+    """What the reader should know before trusting the figures."""
+    peak_ram_bytes: int
+
+
+def table_rows(report: Report) -> list[list[str]]:
+    """The table of a report: recipe, metric, size, latency, outcome."""
+    return [
+        [
+            candidate.recipe,
+            _score(candidate),
+            f"{candidate.size_bytes / 1e6:.3f}" if candidate.size_bytes is not None else "",
+            f"{candidate.latency.median_ms:.3f}" if candidate.latency else "",
+            _ratio(candidate.latency),
+            candidate.outcome.value + (f": {candidate.reason}" if candidate.reason else ""),
+        ]
+        for candidate in report.candidates
+        if candidate.outcome is not Outcome.SKIPPED
+    ]
+
+
+def _score(candidate: Candidate) -> str:
+    shown = candidate.held_out or candidate.score
+    if shown is None:
+        return ""
+    text = f"{shown.value:.4f}"
+    if shown.low is not None and shown.high is not None:
+        text += f" [{shown.low:.3f}, {shown.high:.3f}]"
+    return text
+
+
+def _ratio(latency: Latency | None) -> str:
+    if latency is None:
+        return ""
+    return f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"

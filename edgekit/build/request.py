@@ -1,0 +1,85 @@
+"""What a build is asked for: values, parsed and checked before anything runs."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.release.keys import PrivateKey
+from edgekit_contract import names
+from edgekit_contract.errors import Misused
+from edgekit_contract.manifest import Postprocess, Preprocess
+from edgekit_contract.profile import Profile
+
+__all__ = ["BuildRequest", "MetricKind", "Objective"]
+
+
+class Objective(enum.Enum):
+    """What the chosen variant is best in, among those within every bound."""
+
+    LATENCY = "latency"
+    SIZE = "size"
+    ACCURACY = "accuracy"
+
+
+class MetricKind(enum.Enum):
+    """How good a variant is, from 0 to 1 (or below 0, for `R2`)."""
+
+    AUTO = "auto"
+    """`TOP1` with labels; else `AGREEMENT` where the output is a distribution; else `R2`."""
+    TOP1 = "top1"
+    """Share of rows whose greatest score is at the label."""
+    AGREEMENT = "agreement"
+    """Share of rows whose greatest score is where the float32 model's is."""
+    COSINE = "cosine"
+    """Least cosine over the outputs, each taken as one vector over all samples."""
+    R2 = "r2"
+    """Least coefficient of determination over the outputs, against the float32 model's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """Errors: `Misused` for a bound or name that is none."""
+
+    model: Path
+    profiles: tuple[Profile, ...]
+    name: str
+    version: str
+    output: Path
+    calibration: str | None = None
+    """DATA, see `data.open_data`."""
+    validation: str | None = None
+    metric: MetricKind = MetricKind.AUTO
+    max_drop: float = 0.01
+    """Greatest loss of the metric against float32, in its own unit: 0.01 is one point in 100."""
+    max_ms: float | None = None
+    max_mb: float | None = None
+    """Greatest size of the model file, in 10^6 bytes."""
+    objective: Objective = Objective.LATENCY
+    recipes: tuple[str, ...] = ()
+    """Patterns (`fnmatch`) of recipe ids; empty: all. The baseline is always made."""
+    search_time_s: float = 60.0
+    """About how long measuring may take; fewer rounds are run where it is short."""
+    key: PrivateKey | None = None
+    preprocess: tuple[Preprocess, ...] = ()
+    postprocess: tuple[Postprocess, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Names of the classes."""
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        names.model_name(self.name)
+        names.version(self.version)
+        if not self.profiles:
+            raise Misused("no profile: add --profile NAME (edgekit profiles list).")
+        repeated = [p.name for p in self.profiles]
+        if len(set(repeated)) != len(repeated):
+            raise Misused(f"a profile is named twice: {', '.join(sorted(repeated))}.")
+        if not 0 <= self.max_drop <= 1:
+            raise Misused(f"--max-drop {self.max_drop} is not between 0 and 1 (or 0% and 100%).")
+        if not self.search_time_s > 0:
+            raise Misused(f"a search of {self.search_time_s} s: give more than 0.")
+        for flag, value in (("--max-ms", self.max_ms), ("--max-mb", self.max_mb)):
+            if value is not None and not value > 0:
+                raise Misused(f"{flag} {value} is not above 0.")

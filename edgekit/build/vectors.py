@@ -1,0 +1,222 @@
+"""Golden vectors: which samples to keep, and by how much a device may differ from them.
+
+Invariant: a vector is kept only if every optimization level of the runtime gives the same top-1 by
+a clear margin, where top-1 is to be compared; the tolerance is the spread over those levels plus
+one step of the output's number format. Integers of 8 bits are quantized values, wider ones are
+class numbers and counts, where one more is another thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgekit.build.samples import Sample
+from edgekit_contract import limits
+from edgekit_contract.errors import Refused
+from edgekit_contract.manifest import Golden, Tolerance
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.golden import GoldenVector, golden_bytes, stored
+from edgekit_runtime.session import (
+    InferenceFailed,
+    ModelUnloadable,
+    Optimization,
+    Session,
+    SessionOptions,
+    open_session,
+)
+
+__all__ = ["GoldenSet", "choose_vectors"]
+
+_CANDIDATES: Final = 64
+_VECTORS: Final = 8
+_BUDGET_BYTES: Final = 8 * limits.MIB
+"""What golden vectors may take of a bundle, unless one alone is larger."""
+_CLEAR_MARGIN: Final = 2.0
+"""In tolerances, how far top-1 must lead the next for its place to be compared."""
+
+_QUANTIZED: Final = frozenset({"int8", "uint8"})
+
+Samples = Callable[[], Iterable[Sample]]
+Outputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenSet:
+    vectors: tuple[GoldenVector, ...]
+    golden: Golden
+
+    @property
+    def data(self) -> bytes:
+        return golden_bytes(self.vectors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    index: int
+    margin: float
+    """Lead of top-1, as a part of the output's range; 0 where there is none to speak of."""
+    top1: int
+    size_bytes: int
+
+
+def choose_vectors(
+    model: Path,
+    kind: RuntimeKind,
+    *,
+    options: SessionOptions,
+    samples: Samples,
+    output_step: float,
+    source: str,
+) -> GoldenSet:
+    """Pick vectors from the first samples and derive their tolerances.
+
+    `output_step` is one step of the output's number format as a part of its range. `source` says
+    where the samples come from. Errors: `Refused` where no sample has finite outputs.
+    """
+    session = open_session(kind, model, options)
+    chosen = _pick(_candidates(session, samples()))
+    if not chosen:
+        raise Refused(
+            "the model gives NaN or infinity for every sample tried: "
+            "check the model and its preprocessing."
+        )
+    feeds = {
+        index: sample.feeds
+        for index, sample in zip(range(max(chosen) + 1), samples(), strict=False)
+        if index in chosen
+    }
+    outputs = {index: session.run(feeds[index]) for index in sorted(feeds)}
+    session.close()
+    others = [
+        _outputs_at(level, model, kind, options, feeds)
+        for level in (Optimization.NONE, Optimization.BASIC)
+    ]
+    tolerances = {
+        name: _tolerance(
+            [outputs[i][name] for i in outputs],
+            [[level[i][name] for i in outputs] for level in others if level is not None],
+            output_step,
+        )
+        for name in next(iter(outputs.values()))
+    }
+    vectors = tuple(
+        GoldenVector(
+            inputs={name: stored(array) for name, array in feeds[index].items()},
+            outputs={name: stored(array) for name, array in outputs[index].items()},
+        )
+        for index in sorted(feeds)
+    )
+    return GoldenSet(
+        vectors=vectors,
+        golden=Golden(
+            count=len(vectors),
+            tolerances=tolerances,
+            top1=tuple(
+                name
+                for name, tolerance in tolerances.items()
+                if _is_clear([outputs[i][name] for i in outputs], tolerance)
+            ),
+            source=source,
+        ),
+    )
+
+
+def _candidates(session: Session, samples: Iterable[Sample]) -> list[_Candidate]:
+    found = []
+    for index, sample in zip(range(_CANDIDATES), samples, strict=False):
+        outputs = session.run(sample.feeds)
+        if not all(np.isfinite(array).all() for array in outputs.values()):
+            continue
+        margin, top1 = _lead(outputs)
+        size = sum(array.nbytes for array in (*sample.feeds.values(), *outputs.values()))
+        found.append(_Candidate(index=index, margin=margin, top1=top1, size_bytes=size))
+    return found
+
+
+def _lead(outputs: Outputs) -> tuple[float, int]:
+    """Margin and class of the first output that has scores."""
+    for array in outputs.values():
+        if array.dtype.kind == "f" and array.ndim and array.shape[-1] > 1 and array.size:
+            extent = float(array.max()) - float(array.min())
+            margin = _least_margin(array) / extent if extent > 0 else 0.0
+            return margin, int(np.argmax(array.reshape(-1, array.shape[-1])[0]))
+    return 0.0, 0
+
+
+def _least_margin(array: np.ndarray) -> float:
+    """The least lead of the greatest element over the next, along the last axis."""
+    two = np.partition(array.reshape(-1, array.shape[-1]).astype(np.float64), -2, axis=-1)[:, -2:]
+    return float((two[:, 1] - two[:, 0]).min())
+
+
+def _pick(candidates: Sequence[_Candidate]) -> set[int]:
+    """Clear ones first, but one of each class before a second of any."""
+    ranked = sorted(candidates, key=lambda c: (-c.margin, c.index))
+    seen: set[int] = set()
+    firsts: list[_Candidate] = []
+    rest: list[_Candidate] = []
+    for candidate in ranked:
+        (rest if candidate.top1 in seen else firsts).append(candidate)
+        seen.add(candidate.top1)
+    picked: set[int] = set()
+    used = 0
+    for candidate in (*firsts, *rest):
+        if len(picked) == _VECTORS or (picked and used + candidate.size_bytes > _BUDGET_BYTES):
+            break
+        picked.add(candidate.index)
+        used += candidate.size_bytes
+    return picked
+
+
+def _outputs_at(
+    level: Optimization,
+    model: Path,
+    kind: RuntimeKind,
+    options: SessionOptions,
+    feeds: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[int, Outputs] | None:
+    """Outputs at another optimization level; None where the runtime does not run the model so."""
+    try:
+        session = open_session(
+            kind,
+            model,
+            SessionOptions(
+                threads=options.threads, providers=options.providers, optimization=level
+            ),
+        )
+        return {index: session.run(tensors) for index, tensors in feeds.items()}
+    except (ModelUnloadable, InferenceFailed):
+        return None
+
+
+def _tolerance(
+    recorded: Sequence[np.ndarray], levels: Sequence[Sequence[np.ndarray]], output_step: float
+) -> Tolerance:
+    spread = 0.0
+    for level in levels:
+        for got, want in zip(level, recorded, strict=True):
+            if got.shape == want.shape and got.size:
+                off = np.abs(got.astype(np.float64) - want.astype(np.float64))
+                spread = max(spread, float(np.nan_to_num(off, nan=0.0, posinf=0.0).max()))
+    if recorded[0].dtype.kind != "f":
+        return Tolerance(absolute=spread + (1 if recorded[0].dtype.name in _QUANTIZED else 0))
+    low = min((float(a.min()) for a in recorded if a.size), default=0.0)
+    high = max((float(a.max()) for a in recorded if a.size), default=0.0)
+    extent = max(high, 0.0) - min(low, 0.0) or 1.0  # zeros do not tell their range
+    return Tolerance(absolute=spread + extent * output_step)
+
+
+def _is_clear(arrays: Sequence[np.ndarray], tolerance: Tolerance) -> bool:
+    return all(
+        array.dtype.kind == "f"
+        and array.ndim > 0
+        and array.shape[-1] > 1
+        and array.size > 0
+        and _least_margin(array) > _CLEAR_MARGIN * tolerance.absolute
+        for array in arrays
+    )

@@ -1,0 +1,51 @@
+"""The `edgekit` command. Parse, call, print: the only place that maps errors to exit codes.
+
+A command's module is imported when the command is used, so that `edgekit --help` is instant and a
+command needs only its own libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "build": "edgekit.cli.build:build",
+    "demo": "edgekit.cli.demo:demo",
+    "devices": "edgekit.cli.devices:devices",
+    "fleet": "edgekit.cli.fleet:fleet",
+    "hub": "edgekit.cli.hub:hub",
+    "inspect": "edgekit.cli.bundles:inspect",
+    "keys": "edgekit.cli.keys:keys",
+    "profiles": "edgekit.cli.profiles:profiles",
+    "release": "edgekit.cli.release:release",
+    "rollout": "edgekit.cli.rollout:rollout",
+    "verify": "edgekit.cli.bundles:verify",
+}
+"""Command to the `module:attribute` that holds it."""
+
+HELP = {
+    "build": "Make the best bundle of a model for each profile.",
+    "demo": "Watch a small fleet take releases, refuse a bad one and roll one back.",
+    "devices": "Invite and list devices.",
+    "fleet": "Make a fleet: its authorities, repository and broker configuration.",
+    "hub": "Run the hub of a fleet, with its dashboard.",
+    "inspect": "Show what a bundle says of itself, without trusting it.",
+    "keys": "Make and show signing keys.",
+    "profiles": "List and show the kinds of device.",
+    "release": "Publish bundles to a fleet.",
+    "rollout": "Move a fleet to a release.",
+    "verify": "Prove a bundle's signature, files and golden vectors.",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        import click  # noqa: F401
+    except ImportError:
+        sys.exit("edgekit: the command line needs the host packages: pip install 'edgekit[host]'.")
+    from edgekit.cli.group import run
+
+    run(COMMANDS, HELP)

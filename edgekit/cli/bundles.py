@@ -1,0 +1,163 @@
+"""`edgekit inspect` and `edgekit verify`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from edgekit.cli.output import emit, json_option, remark, table
+from edgekit.release.keys import read_public_key
+from edgekit.release.proof import GoldenRun, Proof, prove, this_machine
+from edgekit_contract.manifest import Manifest, TensorSpec
+from edgekit_contract.trust import UntrustedBundle, open_bundle
+
+__all__ = ["inspect", "verify"]
+
+_BUNDLE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=_BUNDLE)
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE says of itself. Nothing of it is verified."""
+    opened = open_bundle(bundle)
+    if as_json:
+        emit(
+            {
+                "verified": False,
+                "digest": _digest(opened),
+                "signatures": [s.keyid for s in opened.envelope.signatures],
+                "manifest": opened.manifest,
+            }
+        )
+        return
+    table((), list(_rows(opened)))
+    click.echo()
+    table(
+        ("FILE", "BYTES", "SHA-256"),
+        [(file.path, f"{file.size:,}", file.sha256) for file in opened.manifest.files],
+    )
+    remark("not verified: this is what the bundle says; `edgekit verify` proves it.")
+
+
+@click.command()
+@click.argument("bundle", type=_BUNDLE)
+@click.option(
+    "--trust",
+    "trusted",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    metavar="PUB",
+    help="Public key whose signature counts; may be given again.",
+)
+@json_option
+def verify(bundle: Path, trusted: tuple[Path, ...], as_json: bool) -> None:
+    """Prove BUNDLE: its signature, every file, and its golden vectors if this machine can."""
+    keys = [read_public_key(path) for path in trusted]
+    machine = this_machine(open_bundle(bundle).manifest.profile)
+    proof = prove(bundle, keys, machine)
+    if as_json:
+        emit(_summary(proof))
+        return
+    manifest = proof.manifest
+    table(
+        (),
+        (
+            ("bundle", f"{manifest.title}, digest {proof.digest}"),
+            ("signature", f"by {proof.key.keyid} ({proof.key.algorithm})"),
+            ("files", f"{len(manifest.files)}, all as signed"),
+            ("golden vectors", _golden(proof)),
+        ),
+    )
+
+
+def _golden(proof: Proof) -> str:
+    if proof.golden is GoldenRun.REPRODUCED:
+        return f"{proof.manifest.golden.count} reproduced in {proof.runtime}"
+    return f"NOT RUN on this machine: {'; '.join(proof.obstacles)}"
+
+
+def _summary(proof: Proof) -> dict[str, object]:
+    manifest = proof.manifest
+    return {
+        "verified": True,
+        "name": manifest.name,
+        "version": manifest.version,
+        "profile": manifest.profile,
+        "digest": proof.digest,
+        "keyid": proof.key.keyid,
+        "files": len(manifest.files),
+        "golden": proof.golden.value,
+        "runtime": proof.runtime,
+        "obstacles": proof.obstacles,
+    }
+
+
+def _digest(bundle: UntrustedBundle) -> str:
+    return hashlib.sha256(bundle.envelope.raw).hexdigest()
+
+
+def _rows(bundle: UntrustedBundle) -> Iterator[tuple[str, str]]:
+    manifest = bundle.manifest
+    yield "bundle", manifest.title
+    yield "digest", _digest(bundle)
+    yield "signed by", ", ".join(s.keyid for s in bundle.envelope.signatures) or "nobody"
+    yield "runtime", _runtime(manifest)
+    for tensor in manifest.inputs:
+        yield "input", _tensor(tensor)
+    for tensor in manifest.outputs:
+        yield "output", _tensor(tensor)
+    for step in (*manifest.preprocess, *manifest.postprocess):
+        fields = msgspec.to_builtins(step)
+        kind = fields.pop("kind")
+        yield kind, ", ".join(f"{name} {value}" for name, value in fields.items())
+    yield "model", manifest.model
+    if manifest.labels:
+        yield "labels", manifest.labels
+    golden, requires, origin = manifest.golden, manifest.requires, manifest.provenance
+    yield "golden vectors", f"{golden.count}, {golden.source}"
+    for name, tolerance in golden.tolerances.items():
+        kept = ", top-1 kept" if name in golden.top1 else ""
+        yield "tolerance", f"{name}: {tolerance.absolute:g} + {tolerance.relative:g} x{kept}"
+    yield (
+        "needs",
+        ", ".join(
+            (
+                "/".join(arch.value for arch in requires.arch) or "any CPU",
+                *requires.features,
+                f"{requires.unpacked_bytes:,} bytes of disk",
+                f"{requires.peak_ram_bytes:,} bytes of RAM",
+            )
+        ),
+    )
+    yield "made from", f"{origin.source_name} ({origin.source_sha256})"
+    yield "recipe", origin.recipe
+    if origin.calibration_sha256:
+        yield "calibration", origin.calibration_sha256
+    if origin.git_commit:
+        yield "Git commit", origin.git_commit
+    yield "tools", ", ".join(f"{name} {version}" for name, version in origin.tools.items())
+
+
+def _runtime(manifest: Manifest) -> str:
+    requires = manifest.requires
+    parts = [
+        f"{manifest.runtime.value} {requires.min_runtime_version} or later",
+        f"{manifest.threads} thread(s)",
+        *manifest.providers,
+    ]
+    if requires.ir is not None:
+        parts.append(f"IR {requires.ir}, opset {requires.opset}")
+    return ", ".join(parts)
+
+
+def _tensor(tensor: TensorSpec) -> str:
+    shape = " x ".join(str(axis) for axis in tensor.shape)
+    meaning = f": {tensor.meaning}" if tensor.meaning else ""
+    return f"{tensor.name} {tensor.dtype} [{shape}]{meaning}"

@@ -1,0 +1,43 @@
+"""The commands of docs/benchmarks.md, in short: each ends well and prints figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parts import need
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "agent_rss": (),
+    "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
+    "local_api": ("--rounds", "2"),
+    "transfer": ("--mib", "2", "--rounds", "1"),
+}
+"""`build_real_models` runs the builds of test_build_real_models.py again; it has no short form."""
+
+
+def test_every_benchmark_is_run_or_said_not_to_be() -> None:
+    modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert modules == {*SHORT, "build_real_models", "real_models", "machine"}
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
+    need("mosquitto")
+    need("chromium")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *SHORT[name]],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["machine"]
+    assert len(figures) > 1

@@ -1,0 +1,381 @@
+"""Bad input: one sentence, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from build_requests import DIGITS, request
+from onnx import TensorProto, helper
+from parts import need_command
+from small_models import write_small
+
+import edgekit_profiles
+from edgekit.build import MetricKind, build
+from edgekit_contract.errors import EdgekitError, Misused, Refused
+
+MODEL = DIGITS / "digits.onnx"
+
+
+def refusal(tmp_path: Path, kind: type[EdgekitError] = Refused, **changes: object) -> str:
+    """The sentence of a build that must fail; the output directory must stay empty."""
+    out = tmp_path / "out"
+    values = {"model": MODEL, "recipes": ("float32",)} | changes
+    with pytest.raises(kind) as caught:
+        build(request(values.pop("model"), out, **values))  # type: ignore[arg-type]
+    assert not out.exists() or list(out.iterdir()) == []
+    text = str(caught.value)
+    assert text.endswith(".") and "\n" not in text and len(text) < 700
+    print(text)
+    assert "/tmp/edgekit-" not in text
+    return text
+
+
+def file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello, world", b"\x08\x07", b"PK\3\4" + bytes(100), bytes(range(256)) * 8],
+    ids=["empty", "text", "no-graph", "zip", "noise"],
+)
+def test_file_that_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
+    text = refusal(tmp_path, model=file(tmp_path / "m.onnx", data))
+    assert "m.onnx" in text
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.999])
+def test_truncated_model_is_refused(tmp_path: Path, share: float) -> None:
+    whole = MODEL.read_bytes()
+    text = refusal(tmp_path, model=file(tmp_path / "m.onnx", whole[: int(len(whole) * share)]))
+    assert "m.onnx" in text
+
+
+def test_truncated_tflite_is_refused(tmp_path: Path) -> None:
+    text = refusal(tmp_path, model=file(tmp_path / "m.tflite", b"\x1c\0\0\0TFL3" + bytes(64)))
+    assert "m.tflite" in text
+
+
+def test_missing_model_is_wrong_usage(tmp_path: Path) -> None:
+    assert "check the path" in refusal(tmp_path, Misused, model=tmp_path / "absent.onnx")
+
+
+def _graph(node: onnx.NodeProto, *, domain: str = "", opset: int = 17) -> onnx.ModelProto:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "g", [value("x", TensorProto.FLOAT, [1, 4])], [value("y", TensorProto.FLOAT, None)]
+    )
+    sets = [helper.make_opsetid("", opset)]
+    sets += [helper.make_opsetid(domain, 1)] if domain else []
+    return helper.make_model(graph, opset_imports=sets, ir_version=8)
+
+
+def test_operator_that_the_runtime_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    node = helper.make_node("Frobnicate", ["x"], ["y"], domain="acme")
+    onnx.save(_graph(node, domain="acme"), path)
+    text = refusal(tmp_path, model=path)
+    assert "acme:Frobnicate, which onnxruntime does not have" in text
+
+
+def test_opset_newer_than_the_profiles_runtime_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(_graph(helper.make_node("Relu", ["x"], ["y"]), opset=24), path)
+    profile = edgekit_profiles.load("jetson-orin-nano")
+    text = refusal(tmp_path, model=path, profiles=(profile,))
+    assert "opset 24" in text and "23" in text
+
+
+def test_profile_without_the_runtime_is_refused(tmp_path: Path) -> None:
+    profile = edgekit_profiles.load("demo-small")
+    only_litert = msgspec.structs.replace(
+        profile, runtimes=tuple(r for r in profile.runtimes if r.kind.value == "litert")
+    )
+    assert "no onnxruntime" in refusal(tmp_path, profiles=(only_litert,))
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "link.bin", "absent.bin"])
+def test_external_data_that_leave_the_models_directory_are_refused(
+    tmp_path: Path, location: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (tmp_path / "weights.bin").write_bytes(bytes(4096))
+    (source / "link.bin").symlink_to(tmp_path / "weights.bin")
+    model = onnx.load_model(write_small("regression", tmp_path))
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", location
+    path = source / "m.onnx"
+    onnx.save_model(model, path)
+    assert location in refusal(tmp_path, model=path)
+
+
+def _npz(path: Path, **arrays: np.ndarray) -> str:
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+    return str(path)
+
+
+IMAGE = np.zeros((3, 1, 28, 28), np.float32)
+BAD_DATA: dict[str, tuple[Callable[[Path], str], str]] = {
+    "nan": (lambda p: _npz(p / "d.npz", image=np.full_like(IMAGE, np.nan)), "NaN"),
+    "infinity": (lambda p: _npz(p / "d.npz", image=np.full_like(IMAGE, np.inf)), "infinity"),
+    "shape": (lambda p: _npz(p / "d.npz", image=IMAGE[:, :, :20]), "[1, 20, 28]"),
+    "rank": (lambda p: _npz(p / "d.npz", image=IMAGE[:, 0]), "[28, 28]"),
+    "name": (lambda p: _npz(p / "d.npz", picture=IMAGE), "'image'"),
+    "dtype": (lambda p: _npz(p / "d.npz", image=IMAGE.astype("S1")), "float32"),
+    "lengths": (lambda p: _npz(p / "d.npz", image=IMAGE, labels=np.zeros(2, int)), "lengths"),
+    "no rows": (lambda p: _npz(p / "d.npz", image=IMAGE[:0]), "no sample"),
+    "no arrays": (lambda p: _npz(p / "d.npz"), "no array"),
+    "fortran": (
+        lambda p: _npz(p / "d.npz", image=np.asfortranarray(np.ones((3, 1, 28, 28), np.float32))),
+        "Fortran",
+    ),
+    "no archive": (lambda p: str(file(p / "d.npz", b"no zip")), "cannot be read"),
+    "cut": (
+        lambda p: str(file(p / "d.npz", (DIGITS / "calibration.npz").read_bytes()[:9000])),
+        "cannot be read",
+    ),
+    "empty directory": (lambda p: str((p / "d").mkdir() or p / "d"), "no .npz"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_data_that_do_not_fit_are_refused(tmp_path: Path, case: str) -> None:
+    make, expected = BAD_DATA[case]
+    text = refusal(tmp_path, calibration=make(tmp_path))
+    assert expected in text.replace("that can be read", "cannot be read")
+
+
+def test_nan_late_in_the_calibration_data_is_refused_with_its_sample(tmp_path: Path) -> None:
+    images = np.zeros((40, 1, 28, 28), np.float32)
+    images[33, 0, 5, 5] = np.nan
+    data = _npz(tmp_path / "d.npz", image=images)
+    text = refusal(tmp_path, calibration=data, recipes=("int8-static/*",))
+    assert "sample 33" in text
+
+
+def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
+    data = _npz(tmp_path / "d.npz", image=IMAGE, labels=np.array([1, 2, 10]))
+    assert "label 10" in refusal(tmp_path, validation=data)
+
+
+def test_top1_without_labels_is_refused(tmp_path: Path) -> None:
+    data = _npz(tmp_path / "d.npz", image=IMAGE)
+    assert "labels" in refusal(tmp_path, validation=data, metric=MetricKind.TOP1)
+
+
+def test_callable_that_raises_is_refused_with_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "feeder_of_test.py").write_text(
+        "import numpy as np\n"
+        "def samples():\n"
+        "    yield {'image': np.zeros((1, 28, 28), np.float32)}\n"
+        "    raise OSError('the camera is off')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = refusal(tmp_path, validation="feeder_of_test:samples")
+    assert "OSError at sample 1" in text and "the camera is off" in text
+
+
+def test_bundle_over_the_profiles_budget_is_refused(tmp_path: Path) -> None:
+    profile = edgekit_profiles.load("demo-small")
+    tight = msgspec.structs.replace(
+        profile, budget=msgspec.structs.replace(profile.budget, bundle_mib=0)
+    )
+    assert "budget" in refusal(tmp_path, profiles=(tight,))
+
+
+def test_bound_that_nothing_keeps_is_refused_with_each_reason(tmp_path: Path) -> None:
+    assert "0.01 are allowed" in refusal(tmp_path, max_mb=0.01)
+
+
+def test_recipe_that_does_not_exist_is_wrong_usage(tmp_path: Path) -> None:
+    assert "int8-static/" in refusal(tmp_path, Misused, recipes=("int7/*",))
+
+
+def edgekit(
+    *arguments: str, file_bytes: int | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    inherited = dict(os.environ)
+    if file_bytes is not None:  # coverage could not write its own file either
+        inherited = {k: v for k, v in inherited.items() if not k.startswith("COV")}
+
+    def limit() -> None:
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    return subprocess.run(
+        [sys.executable, "-c", "from edgekit.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**inherited, **environment},
+        preexec_fn=limit,
+        check=False,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+def test_unknown_profile_suggests_the_nearest(tmp_path: Path) -> None:
+    done = edgekit("build", str(MODEL), "--profile", "rpi-5", "-o", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "raspberry-pi-5" in last_line(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_directory_that_cannot_be_is_wrong_usage(tmp_path: Path) -> None:
+    file(tmp_path / "taken", b"")
+    done = edgekit(
+        "build", str(MODEL), "--profile", "demo-small", "-o", str(tmp_path / "taken" / "out")
+    )
+    assert done.returncode == 2
+    assert "cannot be written to" in last_line(done)
+
+
+def test_full_disk_while_packing_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # the bundle is the first file of the build that is larger than this
+    done = edgekit(
+        "build", str(MODEL), "--profile", "demo-small", "--recipe", "float32", "-o", str(out),
+        file_bytes=180_000,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "nothing was written" in last_line(done)
+    assert list(out.iterdir()) == []
+
+
+TWO = ("--profile", "demo-small", "--profile", "raspberry-pi-4")
+
+
+def test_output_disk_with_room_for_one_bundle_of_two_gets_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=300k none {out}"
+    need_command(*own_mounts, mount, install="allow user namespaces")
+    words = [sys.executable, "-m", "edgekit", "build", str(MODEL), *TWO, "--recipe", "float32",
+             "-o", str(out)]  # fmt: skip
+    done = subprocess.run(
+        [*own_mounts, f'{mount}; "$@"; code=$?; ls -A {out}; exit $code', "sh", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "nothing was written" in last_line(done)
+    assert done.stdout == ""
+
+
+def test_bundle_that_cannot_take_its_place_is_named_with_those_that_did(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    taken = out / "digits-1.0.0-raspberry-pi-4.ekb"
+    taken.mkdir(parents=True)
+    done = edgekit("build", str(MODEL), *TWO, "--recipe", "float32", "-o", str(out))
+    assert done.returncode == 1, done.stderr
+    assert str(taken) in last_line(done)
+    assert "only digits-1.0.0-demo-small.ekb was written" in last_line(done)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "digits-1.0.0-demo-small.ekb", taken.name,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["64k", "300k", "500k", "900k"])
+def test_full_scratch_disk_is_refused_with_what_to_do(tmp_path: Path, size: str) -> None:
+    """Wherever it fills: in this process, in a step's, or when a step tells its result."""
+    small = tmp_path / "small"
+    small.mkdir()
+    own_mounts = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    need_command(*own_mounts, f"mount -t tmpfs none {small}", install="allow user namespaces")
+    words = [sys.executable, "-m", "edgekit", "build", str(MODEL), "--profile", "demo-small",
+             "--calibration", str(DIGITS / "calibration.npz"), "--recipe", "int8-static/*",
+             "-o", str(tmp_path / "out")]  # fmt: skip
+    mount = f"mount -t tmpfs -o size={size} none {small}"
+    done = subprocess.run(
+        [*own_mounts, f'{mount} && TMPDIR={small} exec "$@"', "sh", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    said = last_line(done)
+    assert str(small) in said and "No space left" in said and "set TMPDIR" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_wrong_passphrase_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    from edgekit.release.keys import new_key
+
+    new_key(tmp_path / "k", b"right")
+    done = edgekit(
+        "build", str(MODEL), "--profile", "demo-small", "--key", str(tmp_path / "k"),
+        "-o", str(tmp_path / "out"), EDGEKIT_PASSPHRASE="wrong",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "passphrase does not open" in last_line(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_words_on_the_command_line_exit_with_2(tmp_path: Path) -> None:
+    for words in (
+        ["--max-drop", "much"],
+        ["--objective", "beauty"],
+        ["--metric", "beauty"],
+        ["--max-ms", "-1"],
+        ["--name", "Not A Name"],
+        ["--validation", str(tmp_path / "absent.npz")],
+    ):
+        done = edgekit(
+            "build", str(MODEL), "--profile", "demo-small", "-o", str(tmp_path / "out"), *words
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), (words, done.stderr)
+
+
+def test_profile_that_refuses_leaves_no_bundle_of_the_others(tmp_path: Path) -> None:
+    small = edgekit_profiles.load("demo-small")
+    tight = msgspec.structs.replace(
+        small, name="tight", budget=msgspec.structs.replace(small.budget, ram_mib=0)
+    )
+    assert "tight allows 0 MiB of memory" in refusal(tmp_path, profiles=(small, tight))
+
+
+def test_sample_on_which_the_model_itself_fails_is_named(tmp_path: Path) -> None:
+    """Token 99 is past the end of an embedding of 20."""
+    model = write_small("integer_inputs", tmp_path)
+    ids = np.zeros((6, 4), np.int64)
+    ids[4, 2] = 99
+    data = _npz(tmp_path / "d.npz", ids=ids)
+    assert "sample 4" in refusal(tmp_path, model=model, name="m", validation=data)
+    text = refusal(tmp_path, model=model, name="m", calibration=data, recipes=("int8-static/*",))
+    assert "sample 4" in text
+
+
+def test_weights_may_not_hide_past_the_end_of_their_file(tmp_path: Path) -> None:
+    model = onnx.load_model(write_small("regression", tmp_path))
+    path = tmp_path / "m.onnx"
+    onnx.save_model(
+        model, path, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    with (tmp_path / "weights.bin").open("r+b") as stream:
+        stream.truncate(20)
+    assert "cut short" in refusal(tmp_path, model=path)

@@ -1,0 +1,132 @@
+"""The choice: figures and bounds in, one winner and reasons out."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgekit.build.choice import Bounds, NothingFits, choose
+from edgekit.build.report import Candidate, Latency, Outcome, Score
+from edgekit.build.request import Objective
+
+
+def candidate(
+    recipe: str,
+    *,
+    value: float = 0.9,
+    size: int = 1000,
+    ratio: float = 1.0,
+    spread: float = 0.03,
+    failed: str = "",
+) -> Candidate:
+    if failed:
+        return Candidate(recipe=recipe, outcome=Outcome.FAILED, reason=failed)
+    return Candidate(
+        recipe=recipe,
+        outcome=Outcome.LOST,
+        size_bytes=size,
+        score=Score(value=value, rows=100),
+        latency=Latency(
+            median_ms=ratio,
+            ratio=ratio,
+            low=ratio if recipe == "float32" else ratio - spread,
+            high=ratio if recipe == "float32" else ratio + spread,
+            rounds=20,
+        ),
+    )
+
+
+BASE = candidate("float32")
+LOOSE = Bounds(max_drop=0.01)
+
+
+def chosen(
+    *others: Candidate,
+    objective: Objective = Objective.LATENCY,
+    bounds: Bounds = LOOSE,
+    on_target: bool = True,
+) -> str:
+    judged = choose((BASE, *others), objective=objective, bounds=bounds, on_target=on_target)
+    winners = [c.recipe for c in judged if c.outcome is Outcome.CHOSEN]
+    assert len(winners) == 1
+    assert all(c.reason for c in judged)
+    return winners[0]
+
+
+def reason(other: Candidate, bounds: Bounds = LOOSE) -> str:
+    judged = choose((BASE, other), objective=Objective.LATENCY, bounds=bounds, on_target=True)
+    return judged[1].reason
+
+
+def test_faster_variant_wins_by_latency() -> None:
+    assert chosen(candidate("a", ratio=0.5), candidate("b", ratio=0.8, size=10)) == "a"
+
+
+def test_latencies_whose_intervals_overlap_are_equal_and_the_smaller_wins() -> None:
+    assert chosen(candidate("a", ratio=0.50), candidate("b", ratio=0.52, size=500)) == "b"
+
+
+def test_difference_that_the_interval_does_not_exclude_is_none() -> None:
+    assert chosen(candidate("a", ratio=0.95, spread=0.1)) == "float32"
+
+
+def test_variant_over_the_allowed_drop_loses_with_the_figures() -> None:
+    bad = candidate("a", ratio=0.1, value=0.88)
+    assert chosen(bad) == "float32"
+    assert "0.0200 below" in reason(bad)
+
+
+def test_drop_of_exactly_what_is_allowed_is_allowed() -> None:
+    assert chosen(candidate("a", ratio=0.5, value=0.89)) == "a"
+
+
+def test_larger_and_slower_loses_with_that_reason() -> None:
+    assert reason(candidate("a", size=2000, ratio=1.5)) == "larger and slower than float32"
+
+
+def test_larger_but_faster_may_win() -> None:
+    assert chosen(candidate("a", size=2000, ratio=0.5)) == "a"
+
+
+def test_slower_but_smaller_wins_by_size_only() -> None:
+    small = candidate("a", size=300, ratio=2.0)
+    assert chosen(small) == "float32"
+    assert chosen(small, objective=Objective.SIZE) == "a"
+
+
+def test_off_the_target_latency_gives_way_to_accuracy_then_size() -> None:
+    fast = candidate("a", ratio=0.3, size=300, value=0.893)
+    assert chosen(fast, on_target=False) == "float32"
+    assert chosen(fast, candidate("b", size=400, ratio=1.2), on_target=False) == "b"
+
+
+def test_most_accurate_wins_by_accuracy() -> None:
+    assert (
+        chosen(
+            candidate("a", ratio=0.2, value=0.895),
+            candidate("b", ratio=0.9, value=0.91),
+            objective=Objective.ACCURACY,
+        )
+        == "b"
+    )
+
+
+def test_failed_candidate_keeps_its_reason() -> None:
+    assert reason(candidate("a", failed="does not load")) == "does not load"
+
+
+def test_float32_that_breaks_a_bound_lets_a_smaller_one_win() -> None:
+    tight = Bounds(max_drop=0.01, max_mb=0.0005)
+    assert chosen(candidate("a", size=400, ratio=1.3), bounds=tight) == "a"
+
+
+def test_nothing_within_the_bounds_is_refused_with_all_reasons() -> None:
+    with pytest.raises(NothingFits, match=r"float32: 0\.001 MB.*a: 0\.001 MB"):
+        chosen(candidate("a", size=900, ratio=0.5), bounds=Bounds(max_drop=0, max_mb=0.0001))
+
+
+def test_max_ms_counts_only_on_the_target() -> None:
+    slow = Bounds(max_drop=0.01, max_ms=0.7)
+    assert chosen(candidate("a", ratio=0.5), bounds=slow) == "a"
+    with pytest.raises(NothingFits):
+        chosen(bounds=slow)
+    assert chosen(bounds=slow, on_target=False) == "float32"

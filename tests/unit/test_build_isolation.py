@@ -1,0 +1,202 @@
+"""Steps that crash, hang or eat memory are stopped and named; a wrong result is not believed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from small_models import write_small
+
+from edgekit_contract.errors import Refused
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.isolation import Limits, StepFailed, StepRefused, run
+from edgekit_converters.normalization import normalize
+from edgekit_converters.proof import generated, same_outputs
+from edgekit_converters.tensorfile import read_tensors, write_tensors
+from edgekit_runtime.session import open_session
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def leave() -> None:
+    sys.exit(0)
+
+
+def leave_at_once() -> None:
+    os._exit(0)
+
+
+def hang(witness: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path(witness).write_text(str(child.pid))
+    time.sleep(600)
+
+
+def eat() -> int:
+    return len(bytearray(1 << 30))
+
+
+def refuse() -> None:
+    raise Refused("no, because.")
+
+
+def fail() -> None:
+    raise ValueError("three\nlines\nlong.")
+
+
+def fill(out: str) -> None:
+    Path(out).write_bytes(bytes(1 << 20))
+
+
+def find_the_disk_full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/scratch/model.onnx")
+
+
+def here(function: str) -> str:
+    return f"{__name__}:{function}"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child imports this module by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def test_result_comes_back() -> None:
+    assert run("adding", here("add"), {"a": 2, "b": 3}, Limits()) == 5
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("crash", "crashed (SIGSEGV)"),
+        ("leave", "no result"),
+        ("leave_at_once", "no result"),
+        ("fail", "ValueError: three lines long"),
+        ("absent", "AttributeError"),
+    ],
+)
+def test_step_that_fails_is_named_with_the_cause(function: str, said: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        run("the step", here(function), {}, Limits())
+    assert str(caught.value).startswith("the step failed: ")
+    assert said in str(caught.value)
+
+
+def test_step_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="did not end within 1 s"):
+        run("the step", here("hang"), {"witness": str(tmp_path / "pid")}, Limits(timeout_s=1.0))
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("a grandchild outlived the step")
+
+
+def test_step_that_eats_memory_is_stopped() -> None:
+    with pytest.raises(StepFailed, match="more than 256 MiB"):
+        run("the step", here("eat"), {}, Limits(memory_bytes=256 << 20))
+
+
+def test_step_that_fills_the_disk_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="OSError"):
+        run("the step", here("fill"), {"out": str(tmp_path / "f")}, Limits(file_bytes=1 << 16))
+
+
+def test_full_disk_is_not_the_step_s_fault() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        run("the step", here("find_the_disk_full"), {}, Limits())
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_refusal_crosses_as_it_was_said() -> None:
+    with pytest.raises(StepRefused, match=r"^no, because\.$"):
+        run("the step", here("refuse"), {}, Limits())
+
+
+def test_tensors_cross_with_any_name_and_shape(tmp_path: Path) -> None:
+    tensors = {"a/b:0": np.ones((2, 0)), "names": np.float32(3).reshape(()), "é": np.arange(3)}
+    write_tensors(tmp_path / "t.npz", tensors)
+    back = read_tensors(tmp_path / "t.npz")
+    assert list(back) == list(tensors)
+    assert all(np.array_equal(back[n], tensors[n]) and back[n].shape == tensors[n].shape
+               for n in tensors)  # fmt: skip
+
+
+def tried(tmp_path: Path, name: str) -> tuple[Path, Path, Path]:
+    """A small model, feeds for it, and what it gives for them."""
+    model = write_small(name, tmp_path)
+    session = open_session(RuntimeKind.ONNXRUNTIME, model)
+    feeds = generated(session.inputs, seed=3, axis_length=8)
+    write_tensors(tmp_path / "feeds.npz", feeds)
+    write_tensors(tmp_path / "reference.npz", session.run(feeds))
+    return model, tmp_path / "feeds.npz", tmp_path / "reference.npz"
+
+
+def test_constants_become_initializers_and_the_opset_is_raised(tmp_path: Path) -> None:
+    model, feeds, reference = tried(tmp_path, "constant_nodes")
+    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    normalized = onnx.load_model(found.path)
+    assert not any(node.op_type == "Constant" for node in normalized.graph.node)
+    assert normalized.opset_import[0].version >= 13
+    assert found.remarks == ()
+
+
+def test_step_that_changes_the_numbers_is_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feeds, reference = tried(tmp_path, "regression")
+    changed = {n: a + 1 for n, a in read_tensors(reference).items()}
+    write_tensors(reference, changed)
+    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    assert found.path == model
+    assert found.steps == ()
+    assert "changed the model" in found.remarks[0]
+
+
+def test_simplifier_that_crashes_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, feeds, reference = tried(tmp_path, "regression")
+    broken = tmp_path / "broken" / "onnxslim"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("import ctypes\nctypes.string_at(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    assert "simplification by onnxslim failed: it crashed" in found.remarks[0]
+    assert "simplification by onnxruntime" in found.steps
+
+
+def test_difference_in_outputs_is_told() -> None:
+    want = {"y": np.array([1.0, 2.0], np.float32)}
+    assert same_outputs(want, want) is None
+    assert same_outputs({"y": want["y"] * (1 + 1e-5)}, want) is None
+    for got, said in (
+        ({"z": want["y"]}, "outputs are"),
+        ({"y": want["y"][:1]}, "[1]"),
+        ({"y": want["y"].astype(np.float64)}, "float64"),
+        ({"y": np.array([1.0, 2.1], np.float32)}, "1 of 2"),
+        ({"y": np.array([1.0, np.nan], np.float32)}, "1 of 2"),
+    ):
+        assert said in str(same_outputs(got, want))

@@ -1,0 +1,297 @@
+"""Metrics, latency ratios, golden vectors and preprocessing: the numbers of a build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from parts import need_package
+from tflite_files import relu_file
+
+from edgekit.build.evaluate import (
+    MIN_HELD_OUT,
+    measure_accuracy,
+    measure_latencies,
+    ratio_of,
+    resolve_metric,
+)
+from edgekit.build.metrics import new_meter, wilson_interval
+from edgekit.build.request import MetricKind
+from edgekit.build.samples import Sample
+from edgekit.build.vectors import GoldenSet, choose_vectors
+from edgekit_contract.errors import Refused
+from edgekit_contract.manifest import AudioPreprocess, Color, ImagePreprocess, Layout, TensorSpec
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.preprocess import PreprocessRejected, image_tensor, resize_bilinear, windows
+from edgekit_runtime.session import SessionOptions
+
+
+def score(
+    kind: MetricKind, got: object, baseline: object, labels: list[int] | None = None
+) -> float:
+    meter = new_meter(kind)
+    meter.add(
+        {"y": np.array(got, np.float32)},
+        {"y": np.array(baseline, np.float32)},
+        None if labels is None else np.array(labels),
+    )
+    found = meter.score()
+    assert found is not None
+    return found.value
+
+
+def test_top1_counts_against_labels_and_agreement_against_float() -> None:
+    got, baseline = [[1, 2], [3, 1], [0, 9]], [[1, 2], [1, 3], [0, 9]]
+    assert score(MetricKind.TOP1, got, baseline, [1, 1, 1]) == pytest.approx(2 / 3)
+    assert score(MetricKind.AGREEMENT, got, baseline) == pytest.approx(2 / 3)
+
+
+def test_r2_sees_a_bias_that_cosine_does_not() -> None:
+    baseline = [[100.0], [101.0], [102.0]]
+    shifted = [[101.0], [102.0], [103.0]]
+    assert score(MetricKind.COSINE, shifted, baseline) > 0.99
+    assert score(MetricKind.R2, shifted, baseline) < 0
+
+
+def test_equal_outputs_score_1_even_where_they_are_constant() -> None:
+    for kind in (MetricKind.R2, MetricKind.COSINE):
+        assert score(kind, [[0.0, 0.0]], [[0.0, 0.0]]) == 1
+        assert score(kind, [[5.0, 5.0]], [[5.0, 5.0]]) == 1
+
+
+def test_worst_output_decides() -> None:
+    meter = new_meter(MetricKind.R2)
+    good = np.arange(10.0)
+    meter.add({"a": good, "b": -good}, {"a": good, "b": good}, None)
+    found = meter.score()
+    assert found is not None and found.value < 0
+
+
+def test_metric_follows_from_what_there_is() -> None:
+    distribution = {"y": np.array([[0.25, 0.75]], np.float32)}
+    logits = {"y": np.array([[3.0, -1.0]], np.float32)}
+    auto = MetricKind.AUTO
+    assert resolve_metric(auto, labelled=True, outputs=logits) is MetricKind.TOP1
+    assert resolve_metric(auto, labelled=False, outputs=distribution) is MetricKind.AGREEMENT
+    assert resolve_metric(auto, labelled=False, outputs=logits) is MetricKind.R2
+    cosine = MetricKind.COSINE
+    assert resolve_metric(cosine, labelled=True, outputs=logits) is cosine
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_holds_the_share(rows: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, rows))
+    low, high = wilson_interval(hits, rows)
+    assert 0 <= low <= hits / rows + 1e-12 and hits / rows - 1e-12 <= high <= 1
+    assert high > low
+
+
+def test_wilson_interval_is_that_of_the_tables() -> None:
+    low, high = wilson_interval(17, 20)
+    assert (round(low, 3), round(high, 3)) == (0.640, 0.948)
+
+
+def test_ratio_is_of_rounds_so_that_slow_rounds_cancel() -> None:
+    random = np.random.default_rng(0)
+    noise = random.uniform(1, 20, 60)
+    found = ratio_of([(n, 0.5 * n * random.uniform(0.99, 1.01)) for n in noise])
+    assert found.low < 0.5 < found.high + 0.01
+    assert found.high - found.low < 0.02
+    assert found.is_faster and not found.is_slower
+
+
+def test_equal_models_are_neither_faster_nor_slower() -> None:
+    random = np.random.default_rng(1)
+    found = ratio_of([tuple(random.uniform(1, 1.2, 2)) for _ in range(60)])
+    assert not found.is_faster and not found.is_slower
+
+
+CASTS = (
+    ("pixels", onnx.TensorProto.UINT8),
+    ("steps", onnx.TensorProto.INT8),
+    ("classes", onnx.TensorProto.INT64),
+    ("places", onnx.TensorProto.INT32),
+)
+
+
+def null_model(path: Path, scale: float) -> Path:
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    path.write_bytes(msgspec.json.encode({"inputs": [spec], "scale": scale}))
+    return path
+
+
+def ramp(count: int) -> list[Sample]:
+    return [Sample(feeds={"x": np.full((1, 2), i, np.float32)}, labels=None) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(MIN_HELD_OUT - 1, None), (MIN_HELD_OUT, MIN_HELD_OUT // 2)]
+)
+def test_enough_samples_are_split_between_choice_and_report(
+    tmp_path: Path, count: int, held_out: int | None
+) -> None:
+    seen: list[int] = []
+    (tmp_path / "c").write_bytes(b"no model")
+    found = measure_accuracy(
+        {"good": null_model(tmp_path / "a", 1.01), "broken": tmp_path / "c"},
+        baseline=null_model(tmp_path / "b", 1.0),
+        kind=RuntimeKind.NULL,
+        options=SessionOptions(),
+        metric=MetricKind.R2,
+        samples=lambda: ramp(count),
+        advance=seen.append,
+    )
+    good = found["good"]
+    assert good.score is not None and good.samples == count == len(seen)
+    assert (good.held_out.rows if good.held_out else None) == held_out
+    assert found["broken"].failure is not None and "does not load" in found["broken"].failure
+
+
+def test_variant_that_fails_on_a_late_sample_is_out(tmp_path: Path) -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    fragile = tmp_path / "fragile"
+    fragile.write_bytes(msgspec.json.encode({"inputs": [spec], "fail_above": 30}))
+    found = measure_accuracy(
+        {"fragile": fragile},
+        baseline=null_model(tmp_path / "b", 1.0),
+        kind=RuntimeKind.NULL,
+        options=SessionOptions(),
+        metric=MetricKind.R2,
+        samples=lambda: ramp(50),
+        advance=lambda steps: None,
+    )
+    assert "above 30" in str(found["fragile"].failure)
+
+
+def test_golden_vectors_without_finite_output_are_refused(tmp_path: Path) -> None:
+    huge = [Sample(feeds={"x": np.full((1, 2), 3e38, np.float32)}, labels=None)]
+    with pytest.raises(Refused, match="NaN or infinity"), np.errstate(over="ignore"):
+        choose_vectors(
+            null_model(tmp_path / "m", 10.0),
+            RuntimeKind.NULL,
+            options=SessionOptions(),
+            samples=lambda: huge,
+            output_step=0.1,
+            source="generated",
+        )
+
+
+def test_golden_tolerance_is_at_least_a_step_of_the_output(tmp_path: Path) -> None:
+    found = choose_vectors(
+        null_model(tmp_path / "m", 1.0),
+        RuntimeKind.NULL,
+        options=SessionOptions(),
+        samples=lambda: ramp(20),
+        output_step=1 / 255,
+        source="validation",
+    )
+    outputs = [float(v.outputs["y"][0]) for v in found.vectors]
+    assert found.golden.tolerances["y"].absolute == pytest.approx(max(outputs) / 255)
+    assert found.golden.count == len(found.vectors) == 8
+
+
+def golden_of(model: Path, kind: RuntimeKind, samples: list[dict[str, np.ndarray]]) -> GoldenSet:
+    return choose_vectors(
+        model,
+        kind,
+        options=SessionOptions(),
+        samples=lambda: [Sample(feeds=feeds, labels=None) for feeds in samples],
+        output_step=1e-4,
+        source="validation",
+    )
+
+
+def test_golden_tolerance_of_an_int8_output_is_one_step(tmp_path: Path) -> None:
+    need_package("ai_edge_litert", install="ai-edge-litert")
+    model = tmp_path / "m.tflite"
+    model.write_bytes(relu_file(3, scale=0.5))
+    rows = [{"x": np.array([[i, -i, 2 * i]], np.int8)} for i in range(1, 10)]
+    found = golden_of(model, RuntimeKind.LITERT, rows)
+    assert found.vectors[0].outputs["y"].dtype == np.int8
+    assert found.golden.tolerances["y"].absolute == 1
+
+
+def test_golden_tolerance_of_class_numbers_is_0_and_of_pixels_a_step(tmp_path: Path) -> None:
+    node = {name: onnx.helper.make_node("Cast", ["x"], [name], to=kind) for name, kind in CASTS}
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        list(node.values()),
+        "casts",
+        [info("x", onnx.TensorProto.FLOAT, [1, 3])],
+        [info(name, kind, [1, 3]) for name, kind in CASTS],
+    )
+    path = tmp_path / "m.onnx"
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    rows = [{"x": np.full((1, 3), i, np.float32)} for i in range(8)]
+    found = golden_of(path, RuntimeKind.ONNXRUNTIME, rows).golden.tolerances
+    assert {name: t.absolute for name, t in found.items()} == {
+        "pixels": 1, "steps": 1, "classes": 0, "places": 0,
+    }  # fmt: skip
+
+
+def test_golden_tolerance_of_an_output_that_is_always_zero_is_not_0(tmp_path: Path) -> None:
+    rows = [{"x": np.zeros((1, 2), np.float32)}] * 3
+    found = golden_of(null_model(tmp_path / "m", 1.0), RuntimeKind.NULL, rows)
+    assert found.golden.tolerances["y"].absolute == pytest.approx(1e-4)
+
+
+def test_resizing_agrees_with_exact_bilinear_interpolation() -> None:
+    gradient = np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None], (4, 8, 1))
+    halved = resize_bilinear(gradient, 4, 4)[0, :, 0]
+    assert halved.tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert np.array_equal(resize_bilinear(gradient, 4, 8), gradient)
+    assert resize_bilinear(gradient, 7, 19).shape == (7, 19, 1)
+
+
+def test_image_preprocessing_does_color_scale_mean_std_and_layout() -> None:
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[:, :, 0] = 255
+    how = ImagePreprocess(
+        input="x", height=2, width=2, color=Color.BGR, mean=(0, 0, 0.5), std=(1, 1, 0.5)
+    )
+    tensor = image_tensor(red, how)
+    assert tensor.shape == (3, 2, 2) and tensor.dtype == np.float32
+    assert tensor[:, 0, 0].tolist() == [0, 0, 1]
+    gray = msgspec.structs.replace(how, color=Color.GRAY, layout=Layout.NHWC, mean=(0,), std=(1,))
+    assert image_tensor(red, gray).shape == (2, 2, 1)
+    assert image_tensor(red, gray)[0, 0, 0] == pytest.approx(0.299)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4), (0, 2, 3), (2,), (1, 2, 2, 3)])
+def test_array_that_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
+    how = ImagePreprocess(input="x", height=2, width=2)
+    with pytest.raises(PreprocessRejected):
+        image_tensor(np.zeros(shape, np.uint8), how)
+
+
+def test_sound_is_mixed_resampled_and_cut() -> None:
+    seconds = np.arange(16000) / 16000
+    tone = np.sin(2 * np.pi * 440 * seconds).astype(np.float32)
+    how = AudioPreprocess(input="x", sample_rate_hz=8000, window_samples=3000)
+    found = list(windows(np.stack([tone, tone], axis=1), 16000, how))
+    assert [len(w) for w in found] == [3000, 3000, 3000]
+    joined = np.concatenate(found)[:8000]
+    spectrum = np.abs(np.fft.rfft(joined))
+    assert int(spectrum.argmax()) == 440
+
+
+def test_race_gives_every_variant_its_turn_and_ends_with_its_budget(tmp_path: Path) -> None:
+    slow, spec = tmp_path / "slow", TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    slow.write_bytes(msgspec.json.encode({"inputs": [spec], "delay_s": 0.002}))
+    fast = null_model(tmp_path / "fast", 1.0)
+    found = measure_latencies(
+        {"slow": slow, "fast": fast},
+        baseline=fast,
+        kind=RuntimeKind.NULL,
+        options=SessionOptions(),
+        feeds=[ramp(1)[0].feeds],
+        budget_s=0.2,
+    )
+    assert found["slow"].low > 5 and found["slow"].is_slower
+    assert found["fast"].rounds >= found["slow"].rounds >= 15
