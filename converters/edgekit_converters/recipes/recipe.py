@@ -14,6 +14,7 @@ from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.profile import Cpu, Runtime, RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.facts import ModelFacts
+from edgekit_converters.recipes.tuning import Knob, Tuning
 
 __all__ = ["Ingredients", "Needs", "Recipe"]
 
@@ -70,6 +71,10 @@ class Ingredients:
     ranges: Mapping[str, Range]
     """By tensor name; empty unless the recipe names an estimator."""
     out: Path
+    tuning: Tuning = Tuning()
+    """`equalized` is seen to before: `normalized` and `ranges` are then of the balanced model."""
+    moments: Path | None = None
+    """File of `conditioning.moments`; there where the tuning reconstructs or corrects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +89,7 @@ class Recipe:
     """One step of the output's number format, as a part of the output's range: 1/255 for 8 bits."""
     optimizes: bool = False
     """Starts from the normalized model without quantizing: pointless where nothing was changed."""
+    knobs: frozenset[Knob] = frozenset()
+    """What of `Ingredients.tuning` the recipe heeds."""
+    varies: str | None = None
+    """Id of the recipe that this one is a variation of: tried only where that one is promising."""

@@ -1,0 +1,48 @@
+"""Tuning: what a search may change about a variant beyond the choice of its recipe.
+
+Invariant: values only. The default tuning is the recipe as its id says.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+__all__ = ["Knob", "Tuning"]
+
+
+class Knob(enum.Enum):
+    """What a recipe lets a search change; each is a field of `Tuning`."""
+
+    SPARED = "spared"
+    WIDE = "wide"
+    EQUALIZED = "equalized"
+    CORRECTED = "corrected"
+    RECONSTRUCTED = "reconstructed"
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    spared: tuple[str, ...] = ()
+    """Nodes of the normalized model that keep the wider format that the recipe knows: float32 in
+    8-bit recipes, 8 bits in 4-bit ones."""
+    wide: bool = False
+    """Quantize operators without weights, too, where the runtime has integer kernels for them."""
+    equalized: bool = False
+    """Start from the model with its weights' channels balanced across layers."""
+    corrected: bool = False
+    """Absorb the mean error of each channel in the bias."""
+    reconstructed: bool = False
+    """Round weights so that the layer's output changes least, not to the nearest level."""
+
+    @property
+    def label(self) -> str:
+        """For tables: what differs from the recipe, or nothing."""
+        parts = [
+            name
+            for name in ("wide", "equalized", "corrected", "reconstructed")
+            if getattr(self, name)
+        ]
+        if self.spared:
+            parts.append(f"{len(self.spared)} spared")
+        return ", ".join(parts)
