@@ -12,8 +12,20 @@ from typing import Final
 import msgspec
 
 from edgekit.build.request import MetricKind, Objective
+from edgekit_contract.manifest import TensorSpec
+from edgekit_converters.recipes.tuning import Tuning
 
-__all__ = ["Candidate", "Latency", "Outcome", "Report", "Score", "table_rows"]
+__all__ = [
+    "Candidate",
+    "ErrorSample",
+    "Latency",
+    "ModelCard",
+    "NodeSensitivity",
+    "Outcome",
+    "Report",
+    "Score",
+    "table_rows",
+]
 
 
 NOTICEABLE: Final = 0.02
@@ -71,6 +83,56 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     held_out: Score | None = None
     """On samples that the choice did not see; None where there were too few to keep any back."""
     latency: Latency | None = None
+    tuning: Tuning = Tuning()
+    """What the search changed about the recipe."""
+    closeness_db: float | None = None
+    """Signal-to-noise ratio of the outputs against float32's: greater is closer, finite always."""
+
+    @property
+    def title(self) -> str:
+        """The recipe, and what the search changed about it."""
+        label = self.tuning.label
+        return f"{self.recipe} ({label})" if label else self.recipe
+
+
+class NodeSensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantizing one node of the normalized model, and no other, does to the outputs."""
+
+    node: str
+    operator: str
+    noise_db: float
+    """Noise power over signal power of the outputs: greater is worse, finite always."""
+    spared: bool
+    """The chosen variant leaves it in the wider format."""
+    parameters: int
+
+
+class ErrorSample(msgspec.Struct, frozen=True, kw_only=True):
+    """A validation sample on which the chosen variant differs from float32."""
+
+    sample: int
+    """Its place in the validation data, from 0."""
+    label: int | None = None
+    """The true class, where the data have labels."""
+    expected: str
+    """What float32 says."""
+    got: str
+    """What the chosen variant says."""
+    margin: float | None = None
+    """By how much float32's first class leads its second, in units of the output."""
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """The model as it was given."""
+
+    operators: dict[str, int]
+    """How often each operator occurs."""
+    opset: int | None
+    """None where the format has none."""
+    parameters: int
+    size_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +160,23 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[str, ...]
     """What the reader should know before trusting the figures."""
     peak_ram_bytes: int
+    sensitivity: tuple[NodeSensitivity, ...] = ()
+    """Of the nodes that were ranked, the most sensitive first."""
+    errors: tuple[ErrorSample, ...] = ()
+    """Where the chosen variant differs most from float32, the worst first; a few."""
+    model: ModelCard | None = None
+    """None in a bundle of an older build, as all that has a default here."""
+    sizes: dict[str, int] = {}
+    """Bytes of the chosen variant's weights by number format, such as `int8`."""
+    seconds: dict[str, float] = {}
+    """How long each stage of the build took, by its name, in their order."""
 
 
 def table_rows(report: Report) -> list[list[str]]:
     """The table of a report: recipe, metric, size, latency, outcome."""
     return [
         [
-            candidate.recipe,
+            candidate.title,
             _score(candidate),
             f"{candidate.size_bytes / 1e6:.3f}" if candidate.size_bytes is not None else "",
             f"{candidate.latency.median_ms:.3f}" if candidate.latency else "",
