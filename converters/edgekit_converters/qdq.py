@@ -14,13 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.recipes.tuning import Tuning
 from edgekit_converters.selection import (
     DYNAMIC_OPERATORS,
+    FIRST_INPUT_ONLY,
     select_dynamic,
     select_static,
 )
@@ -53,10 +55,13 @@ def quantize_static(
     activations: Activations,
     granularity: Granularity,
     reduce_range: bool,
+    tuning: Tuning = Tuning(),
+    moments: Path | None = None,
 ) -> None:
     """Write `source` with QuantizeLinear/DequantizeLinear pairs around its weighted operators.
 
-    `reduce_range` keeps weights within 7 bits. Errors: `Refused` where nothing can be quantized,
+    `reduce_range` keeps weights within 7 bits; `moments` is what the tuning's correction and
+    reconstruction work with. Errors: `Refused` where nothing can be quantized,
     and whatever onnxruntime raises.
     """
     from onnxruntime.quantization import QuantType
@@ -64,7 +69,7 @@ def quantize_static(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     model = onnx.load_model(source)
-    selection = select_static(model)
+    selection = select_static(model, wide=tuning.wide, spared=tuning.spared)
     found = {
         tensor: ranges[seen]
         for tensor, seen in selection.sources.items()
@@ -139,12 +144,15 @@ def _is_usable(found: Range) -> bool:
 def _with_ranges(
     model: ModelProto, nodes: tuple[str, ...], found: Mapping[str, Range]
 ) -> frozenset[str]:
-    """Nodes whose activation and result both have a range."""
-    return frozenset(
-        node.name
-        for node in model.graph.node
-        if node.name in set(nodes) and node.input[0] in found and node.output[0] in found
-    )
+    """Nodes of which every tensor that is not a constant has a range."""
+    constants = graph.initializers(model.graph)
+
+    def is_known(node: NodeProto) -> bool:
+        inputs = node.input[:1] if node.op_type in FIRST_INPUT_ONLY else node.input
+        return all(n in found or n in constants or not n for n in (*inputs, *node.output[:1]))
+
+    wanted = set(nodes)
+    return frozenset(n.name for n in model.graph.node if n.name in wanted and is_known(n))
 
 
 def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:

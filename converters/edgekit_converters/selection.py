@@ -6,11 +6,11 @@ that a quantized range replaces, and operators that only move values. Everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgekit_converters import graph
 from edgekit_converters.facts import weighted_nodes
@@ -24,6 +24,13 @@ DYNAMIC_OPERATORS: Final = frozenset({"Gemm", "LSTM", "MatMul"})
 _CLAMPS: Final = frozenset({"Relu", "Clip"})
 _MOVES: Final = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Their outputs are values of their inputs: one range serves both."""
+FIRST_INPUT_ONLY: Final = _CLAMPS | _MOVES
+"""Operators whose further inputs are bounds and shapes, not values."""
+_INTEGER: Final = frozenset(
+    "Add AveragePool Concat GlobalAveragePool LeakyRelu MatMul Mul Sigmoid Softmax".split()
+)
+"""Operators without weights of their own that the runtime computes in integers where both sides
+are quantized (onnxruntime/core/optimizer/qdq_transformer/selectors_actions)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +46,21 @@ class Selection:
         return tuple(dict.fromkeys(self.sources.values()))
 
 
-def select_static(model: ModelProto) -> Selection:
-    """What static quantization takes of the outermost graph of a normalized model."""
+def select_static(
+    model: ModelProto, *, wide: bool = False, spared: Collection[str] = ()
+) -> Selection:
+    """What static quantization takes of the outermost graph of a normalized model.
+
+    `wide` also takes operators without weights that touch a quantized tensor; `spared` nodes stay
+    float.
+    """
     current = model.graph
+    constants = graph.initializers(current)
+    kept = frozenset(spared)
     weighted = [
         node
         for node in weighted_nodes(current)
-        if node.op_type in STATIC_OPERATORS and _is_plain(node, current)
+        if node.op_type in STATIC_OPERATORS and node.name not in kept and _is_plain(node, constants)
     ]
     producers = {output: node for node in current.node for output in node.output}
     consumers: dict[str, list[NodeProto]] = {}
@@ -56,9 +71,14 @@ def select_static(model: ModelProto) -> Selection:
     chosen = {node.name for node in weighted}
     quantized = {name for node in weighted for name in (node.input[0], node.output[0])}
     for node in current.node:  # in topological order
+        if node.name in kept or node.domain not in graph.ONNX_DOMAINS:
+            continue
         if node.op_type in _CLAMPS | _MOVES and node.input[0] in quantized:
             chosen.add(node.name)
             quantized.add(node.output[0])
+        elif wide and node.op_type in _INTEGER and quantized & {*node.input, *node.output}:
+            chosen.add(node.name)
+            quantized |= {*node.output, *(n for n in node.input if n and n not in constants)}
 
     def source(name: str) -> str:
         """The tensor to observe in place of `name`."""
@@ -94,9 +114,8 @@ def select_dynamic(model: ModelProto) -> Selection:
     return Selection(nodes=tuple(names), sources={})
 
 
-def _is_plain(node: NodeProto, current: GraphProto) -> bool:
+def _is_plain(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     """Whether the activation is a float tensor of its own and the bias, if any, a constant."""
-    constants = graph.initializers(current)
     if node.input[0] in constants:
         return False
     has_bias = len(node.input) > 2 and node.input[2]

@@ -36,6 +36,8 @@ def _make(
             activations=activations,
             granularity=granularity,
             reduce_range=reduced,
+            tuning=ingredients.tuning,
+            moments=ingredients.moments,
         )
 
     return make
