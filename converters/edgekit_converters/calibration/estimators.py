@@ -12,9 +12,9 @@ import enum
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import msgspec
 import numpy as np
 
+from edgekit_converters.calibration.noise import Range
 from edgekit_converters.calibration.statistics import Histogram, TensorStatistics
 
 __all__ = ["Estimator", "Range", "estimate"]
@@ -25,13 +25,6 @@ _MSE_STEPS: Final = 60
 _MSE_LEAST: Final = 0.01
 """Least part of the min-max range that is tried."""
 _LEVELS: Final = 255
-
-
-class Range(msgspec.Struct, frozen=True):
-    """Least and greatest value that is represented; always holds zero."""
-
-    low: float
-    high: float
 
 
 class Estimator(enum.Enum):

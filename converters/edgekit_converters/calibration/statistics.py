@@ -31,6 +31,8 @@ class Histogram:
         self.exponent = _FINEST
         self.first = 0
         self.counts: np.ndarray = np.zeros(0, np.int64)
+        self.zeros = 0
+        """Values that are zero: every quantization represents them exactly."""
 
     @property
     def width(self) -> float:
@@ -45,10 +47,19 @@ class Histogram:
     def total(self) -> int:
         return int(self.counts.sum())
 
+    @property
+    def counts_but_zeros(self) -> np.ndarray:
+        """Counts without the values that are exactly zero."""
+        counts = self.counts.copy()
+        if self.zeros:
+            counts[-self.first] -= self.zeros
+        return counts
+
     def add(self, values: np.ndarray) -> None:
         """Count finite float values, of any shape."""
         if not values.size:
             return
+        self.zeros += values.size - int(np.count_nonzero(values))
         low, high = float(values.min()), float(values.max())
         if len(self.counts):
             low = min(low, self.first * self.width)
@@ -63,6 +74,7 @@ class Histogram:
     def merge(self, other: Histogram) -> None:
         if not len(other.counts):
             return
+        self.zeros += other.zeros
         if not len(self.counts):
             self.exponent, self.first = other.exponent, other.first
             self.counts = other.counts.copy()
