@@ -2,39 +2,63 @@
 
 Invariant: whatever the child does, `run` returns its JSON result or raises, within the limits, and
 leaves no process behind. What the child writes goes where its arguments say: a scratch directory.
+
+A `Workshop` is a process that has imported what steps need and does nothing but fork. Each call is
+a fork of its own, so it starts in milliseconds and yet inherits nothing from the call before. Where
+a library keeps an idle thread (onnxruntime does), the fork lacks it, which none has minded: the
+workshop itself never opens a session.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import os
 import resource
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 
 from edgekit_contract import limits
 from edgekit_contract.errors import EdgekitError, Refused
 
-__all__ = ["DISK_FAILED", "Limits", "StepFailed", "StepRefused", "limits_for", "run"]
+__all__ = [
+    "DISK_FAILED",
+    "Limits",
+    "StepFailed",
+    "StepRefused",
+    "Workshop",
+    "limits_for",
+    "run",
+]
 
 DISK_FAILED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 """Failures of the disk, which are no step's fault and would be the next one's, too."""
+_WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_converters.recipes")
+"""What a workshop imports before the first call; what cannot be imported is left to the calls."""
 _STDERR_TAIL_BYTES: Final = 4096
 _NO_ROOM: Final = os.EX_IOERR
 """The child's exit code where the disk did not take its result."""
 _RESULT: Final = "result.json"
 _REQUEST: Final = "request.json"
-# A child that libraries may start BLAS or OpenMP in: their pools would fight over the cores.
+_STDERR: Final = "stderr"
+_GOODBYE_S: Final = 5.0
+# Libraries may start BLAS or OpenMP in a child: their pools would fight over the cores.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -74,74 +98,233 @@ class _Answer(msgspec.Struct, frozen=True):
     disk_errno: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """How a call ended."""
+
+    code: int | None
+    """Exit code, or minus the signal; None where nobody could tell."""
+    timed_out: bool
+
+
 def limits_for(model_bytes: int, *, timeout_s: float = 120.0) -> Limits:
     """Limits that leave a model of this size room for about a dozen copies of its weights."""
     return Limits(timeout_s=timeout_s, memory_bytes=4 * limits.GIB + 12 * model_bytes)
 
 
 def run(step: str, target: str, arguments: Mapping[str, Any], bounds: Limits) -> Any:
-    """Call `module:function` with JSON keyword arguments in a child; its JSON result.
+    """`Workshop.run` for a single call."""
+    with Workshop(warm=()) as workshop:
+        return workshop.run(step, target, arguments, bounds)
 
-    `step` names the work in messages. Errors: `StepRefused` where the function raised an
-    `EdgekitError`, `OSError` where the disk failed (`DISK_FAILED`), `StepFailed` for all else.
+
+class Workshop:
+    """A place to run calls in, each in a child of its own; a context manager.
+
+    Threads may call `run` at the same time. A workshop that died is opened again by the next call.
     """
-    with tempfile.TemporaryDirectory(prefix="edgekit-step-") as directory:
-        home = Path(directory)
-        request = _Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
-        (home / _REQUEST).write_bytes(msgspec.json.encode(request))
-        code, timed_out, tail = _spawn(home, bounds.timeout_s)
-        if timed_out:
-            raise StepFailed(step, f"it did not end within {bounds.timeout_s:g} s")
-        try:
-            answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
-        except (OSError, msgspec.DecodeError) as error:
-            if code == _NO_ROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-            raise StepFailed(step, _cause(code, tail)) from error
-    if answer.refused is not None:
-        raise StepRefused(answer.refused)
-    if answer.disk_errno is not None:
-        raise OSError(answer.disk_errno, os.strerror(answer.disk_errno))
-    if answer.raised is not None:
-        raise StepFailed(step, answer.raised)
-    return answer.result
+
+    def __init__(self, *, warm: tuple[str, ...] = _WARM) -> None:
+        self._warm = warm
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+
+    def __enter__(self) -> Workshop:
+        self._server = _Server(self._warm)  # it imports while the caller goes on
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+
+    def run(self, step: str, target: str, arguments: Mapping[str, Any], bounds: Limits) -> Any:
+        """Call `module:function` with JSON keyword arguments in a child; its JSON result.
+
+        `step` names the work in messages. Errors: `StepRefused` where the function raised an
+        `EdgekitError`, `OSError` where the disk failed (`DISK_FAILED`), `StepFailed` for all else.
+        """
+        server = self._living()
+        with tempfile.TemporaryDirectory(prefix="call-", dir=server.home) as directory:
+            home = Path(directory)
+            request = _Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
+            (home / _REQUEST).write_bytes(msgspec.json.encode(request))
+            end = server.call(home, bounds.timeout_s)
+            if end.timed_out:
+                raise StepFailed(step, f"it did not end within {bounds.timeout_s:g} s")
+            try:
+                answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
+            except (OSError, msgspec.DecodeError) as error:
+                if end.code == _NO_ROOM:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+                if end.code is None:
+                    raise StepFailed(step, server.cause()) from error
+                raise StepFailed(step, _cause(end.code, home / _STDERR)) from error
+        if answer.refused is not None:
+            raise StepRefused(answer.refused)
+        if answer.disk_errno is not None:
+            raise OSError(answer.disk_errno, os.strerror(answer.disk_errno))
+        if answer.raised is not None:
+            raise StepFailed(step, answer.raised)
+        return answer.result
+
+    def _living(self) -> _Server:
+        with self._lock:
+            if self._server is None:
+                raise RuntimeError("the workshop is closed")
+            if not self._server.is_alive:
+                self._server.close()
+                self._server = _Server(self._warm)
+            return self._server
 
 
-def _spawn(home: Path, timeout_s: float) -> tuple[int, bool, str]:
-    paths = os.pathsep.join(path for path in sys.path if path)
-    with (home / "stderr").open("wb+") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(home)],
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
-            stderr=stderr,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths, "TMPDIR": str(home)},
-            start_new_session=True,
-        )
-        timed_out = False
+class _Server:
+    """This side of the process that forks."""
+
+    def __init__(self, warm: tuple[str, ...]) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="edgekit-step-"))
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        paths = os.pathsep.join(path for path in sys.path if path)
+        with theirs, (self.home / _STDERR).open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), *warm],
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def call(self, home: Path, timeout_s: float) -> _End:
+        """Have the request in `home` carried out, and wait for its end."""
+        ends = time.monotonic() + timeout_s
+        reader, writer = os.pipe()
+        group, is_over, told = None, False, b""
         try:
-            child.wait(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            try:
+                socket.send_fds(self._channel, [os.fsencode(home)], [writer])
+            except OSError:
+                return _End(code=None, timed_out=False)
+            finally:
+                os.close(writer)
+            # first the process group of the call, then its exit code, then the end of all of it
+            while select.select([reader], [], [], max(0.0, ends - time.monotonic()))[0]:
+                if not (piece := os.read(reader, 64)):
+                    code = told.split(b"\n")[1] if is_over else None
+                    return _End(code=int(code) if code else None, timed_out=False)
+                told += piece
+                group, is_over = int(told.split(b"\n")[0]), told.count(b"\n") == 2
+            return _End(code=None, timed_out=True)
         finally:
-            # its own children too: the session is the process group
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        size = stderr.seek(0, os.SEEK_END)
-        stderr.seek(max(0, size - _STDERR_TAIL_BYTES))
-        tail = stderr.read().decode(errors="replace")
-    return child.returncode, timed_out, tail
+            os.close(reader)
+            if group is None:
+                self._process.kill()
+            elif not is_over:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+
+    def cause(self) -> str:
+        """Why a call got no answer: this process is gone, or going."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GOODBYE_S)
+        return _cause(self._process.returncode or 0, self.home / _STDERR)
+
+    def close(self) -> None:
+        self._channel.close()
+        try:
+            self._process.wait(_GOODBYE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.home, ignore_errors=True)
 
 
-def _cause(code: int, tail: str) -> str:
+def _cause(code: int, stderr: Path) -> str:
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"it crashed ({signal.Signals(-code).name})"
         return f"it crashed (signal {-code})"
-    last = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
+    with stderr.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - _STDERR_TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"it ended with code {code} and no result" + (f" ({last[:200]})" if last else "")
+
+
+# What follows runs in the process that forks, and in its forks.
+
+
+def _serve(channel: socket.socket, warm: list[str]) -> None:
+    for module in warm:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    gc.freeze()  # a collection would touch, and so copy, every page that the forks share
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
+    # From 3.12 on Python warns of forks beside threads; see the module's docstring.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    while True:
+        home, writers, _, _ = socket.recv_fds(channel, 4096, 1)
+        if not home:
+            return
+        if os.fork() == 0:
+            channel.close()
+            _supervise(Path(os.fsdecode(home)), writers[0])
+        os.close(writers[0])
+
+
+def _supervise(home: Path, writer: int) -> NoReturn:
+    """Lead the call's process group, tell its number and how the call ended, and end the group."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.write(writer, b"%d\n" % os.getpid())
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        _work(home)
+    _, status = os.waitpid(child, 0)
+    os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
+    os.killpg(0, signal.SIGKILL)  # what the call has started, too; the pipe ends with this process
+    raise AssertionError
+
+
+def _work(home: Path) -> NoReturn:
+    # Exceptions must not reach the frames of the process that forks.
+    try:
+        os.chdir(home)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(home)
+        output = os.open(home / _STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        request = msgspec.json.decode((home / _REQUEST).read_bytes(), type=_Request)
+        _bound(request)
+        _tell(home, msgspec.json.encode(_answer(request)))
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except OSError as error:
+        code = _NO_ROOM if error.errno in DISK_FAILED else 1
+        print(error, file=sys.stderr)
+    except BaseException as error:  # the last frame: there is nobody to catch it
+        code = 1
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    # A native library's destructors may crash or wait; the answer is given.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _tell(home: Path, answer: bytes) -> None:
+    partial = home / "partial"
+    partial.write_bytes(answer)
+    partial.replace(home / _RESULT)
 
 
 def _resolve(target: str) -> Any:
@@ -174,22 +357,5 @@ def _answer(request: _Request) -> _Answer:
         return _Answer(raised=f"{type(error).__name__}: {text[:300]}")
 
 
-def _main(home: Path) -> None:
-    request = msgspec.json.decode((home / _REQUEST).read_bytes(), type=_Request)
-    _bound(request)
-    answer = msgspec.json.encode(_answer(request))
-    partial = home / "partial"
-    try:
-        partial.write_bytes(answer)
-        partial.replace(home / _RESULT)
-    except OSError as error:
-        if error.errno not in DISK_FAILED:
-            raise
-        os._exit(_NO_ROOM)
-    # A native library's destructors may crash or wait; the answer is given.
-    sys.stdout.flush()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

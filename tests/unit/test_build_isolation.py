@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from small_models import write_small
 
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters.isolation import Limits, StepFailed, StepRefused, run
+from edgekit_converters.isolation import Limits, StepFailed, StepRefused, Workshop, run
 from edgekit_converters.normalization import normalize
 from edgekit_converters.proof import generated, same_outputs
 from edgekit_converters.tensorfile import read_tensors, write_tensors
@@ -27,6 +29,25 @@ from edgekit_runtime.session import open_session
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+_calls: list[int] = []
+
+
+def remember() -> int:
+    _calls.append(1)
+    return len(_calls)
+
+
+def take(seconds: float) -> list[int]:
+    time.sleep(seconds)
+    return [os.getppid(), os.getpgid(os.getppid())]
+
+
+def workshop_of() -> int:
+    """The process that forked this one's supervisor."""
+    status = Path(f"/proc/{os.getppid()}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
 
 
 def crash() -> None:
@@ -133,6 +154,61 @@ def test_full_disk_is_not_the_step_s_fault() -> None:
 def test_refusal_crosses_as_it_was_said() -> None:
     with pytest.raises(StepRefused, match=r"^no, because\.$"):
         run("the step", here("refuse"), {}, Limits())
+
+
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[Workshop]:
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        with Workshop() as opened:
+            yield opened
+    finally:
+        sys.path.remove(str(Path(__file__).parent))
+
+
+def test_call_inherits_nothing_from_the_one_before(workshop: Workshop) -> None:
+    assert [workshop.run("it", here("remember"), {}, Limits()) for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("function", ["crash", "leave_at_once", "fail", "eat", "hang"])
+def test_workshop_goes_on_after_a_failure(
+    workshop: Workshop, function: str, tmp_path: Path
+) -> None:
+    words = {"witness": str(tmp_path / "pid")} if function == "hang" else {}
+    bounds = Limits(timeout_s=1.0, memory_bytes=512 << 20)
+    before = workshop.run("it", here("workshop_of"), {}, Limits())
+    with pytest.raises(StepFailed, match=r"^the step failed: "):
+        workshop.run("the step", here(function), words, bounds)
+    assert workshop.run("it", here("workshop_of"), {}, Limits()) == before
+
+
+def test_workshop_that_was_killed_is_opened_again(workshop: Workshop) -> None:
+    before = workshop.run("it", here("workshop_of"), {}, Limits())
+    os.kill(before, signal.SIGKILL)
+    while Path(f"/proc/{before}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    assert workshop.run("it", here("workshop_of"), {}, Limits()) != before
+
+
+def test_workshop_serves_several_at_a_time(workshop: Workshop) -> None:
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(workshop.run, "it", here("take"), {"seconds": 1.0}, Limits())
+                 for _ in range(4)]  # fmt: skip
+        groups = {tuple(call.result()) for call in calls}
+    assert time.monotonic() - began < 3.5
+    assert len(groups) == 4 and all(leader == group for leader, group in groups)
+
+
+def test_workshop_leaves_no_process_and_no_file() -> None:
+    with Workshop() as opened:
+        pid = opened.run("it", here("workshop_of"), {}, Limits())
+        home = Path(f"/proc/{pid}/cwd").readlink()
+        assert home.is_dir()
+    assert not Path(f"/proc/{pid}").exists()
+    assert not home.exists()
+    with pytest.raises(RuntimeError, match="closed"):
+        opened.run("it", here("workshop_of"), {}, Limits())
 
 
 def test_tensors_cross_with_any_name_and_shape(tmp_path: Path) -> None:
