@@ -14,7 +14,7 @@ from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.profile import Cpu, Runtime, RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.facts import ModelFacts
-from edgekit_converters.recipes.tuning import Knob, Tuning
+from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
 
 __all__ = ["Ingredients", "Needs", "Recipe"]
 
@@ -71,7 +71,7 @@ class Ingredients:
     ranges: Mapping[str, Range]
     """By tensor name; empty unless the recipe names an estimator."""
     out: Path
-    tuning: Tuning = Tuning()
+    tuning: Tuning = UNTUNED
     """`equalized` is seen to before: `normalized` and `ranges` are then of the balanced model."""
     moments: Path | None = None
     """File of `conditioning.moments`; there where the tuning reconstructs or corrects."""

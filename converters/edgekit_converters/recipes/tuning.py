@@ -6,10 +6,11 @@ Invariant: values only. The default tuning is the recipe as its id says.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
-__all__ = ["Knob", "Tuning"]
+__all__ = ["UNTUNED", "Knob", "Tuning"]
 
 
 class Knob(enum.Enum):
@@ -46,3 +47,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.spared:
             parts.append(f"{len(self.spared)} spared")
         return ", ".join(parts)
+
+
+UNTUNED: Final = Tuning()
+"""A recipe as its id says."""
