@@ -4,6 +4,6 @@ from edgekit.build import BuildRequest, build
 """
 
 from edgekit.build.builder import BuildResult, Built, build
-from edgekit.build.request import BuildRequest, MetricKind, Objective
+from edgekit.build.request import BuildRequest, Objective
 
-__all__ = ["BuildRequest", "BuildResult", "Built", "MetricKind", "Objective", "build"]
+__all__ = ["BuildRequest", "BuildResult", "Built", "Objective", "build"]

@@ -12,17 +12,18 @@ from typing import Final
 
 from edgekit.build.choice import Bounds, choose
 from edgekit.build.data import Data, open_data
-from edgekit.build.evaluate import MIN_HELD_OUT, resolve_metric
+from edgekit.build.evaluate import MIN_HELD_OUT
 from edgekit.build.host import Host, read_host
 from edgekit.build.material import Material, gather
 from edgekit.build.memory import peak_ram_bytes
+from edgekit.build.metrics import resolve_metric
 from edgekit.build.pack import Contents, Packed, check_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Progress, Silent
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.ranges import Calibration, calibrate
 from edgekit.build.report import Candidate, Outcome, Report
-from edgekit.build.request import BuildRequest, MetricKind, Objective
+from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Bench, Kitchen, Variant, make_variants, measure_variants
 from edgekit.build.vectors import GoldenSet, choose_vectors
@@ -123,7 +124,10 @@ class _Build:
         made = self._make()
         first = read_tensors(self._material.reference)
         metric = resolve_metric(
-            self._request.metric, labelled=self._material.labelled, outputs=first
+            self._request.metric,
+            labelled=self._material.labelled,
+            outputs=first,
+            options=self._request.metric_options,
         )
         bench = Bench(
             kind=source.kind,
@@ -199,7 +203,7 @@ class _Build:
             threads=threads,
             measured_threads=measured_threads,
             objective=request.objective,
-            metric=bench.metric,
+            metric=bench.metric.name,
             max_drop=request.max_drop,
             measured_on=host.title,
             on_target=on_target,
@@ -256,9 +260,9 @@ class _Build:
                     f"On the samples held out from the choice {winner.recipe} is {drop:.4f} below "
                     "float32, more than was allowed: give more validation data."
                 )
-        if bench.metric in _UNLABELLED:
+        if not bench.metric.judges_truth:
             said.append(
-                f"The metric {bench.metric.value} compares with the float32 model, not with truth."
+                f"The metric {bench.metric.name} compares with the float32 model, not with truth."
             )
         return tuple(text for text in said if text)
 
@@ -330,7 +334,6 @@ _DATA_REMARKS: Final = {
     "generated": "There are no data: figures are from made-up inputs and say only that the "
     "numbers are close.",
 }
-_UNLABELLED: Final = frozenset({MetricKind.AGREEMENT, MetricKind.COSINE, MetricKind.R2})
 
 
 def _relied_on(recipe: Recipe, profile: Profile) -> tuple[str, ...]:

@@ -16,9 +16,8 @@ from typing import Final
 
 import numpy as np
 
-from edgekit.build.metrics import Meter, is_distribution, new_meter
+from edgekit.build.metrics import Meter, Metric, new_meter
 from edgekit.build.report import Latency, Score
-from edgekit.build.request import MetricKind
 from edgekit.build.samples import Sample
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -30,7 +29,6 @@ __all__ = [
     "measure_accuracy",
     "measure_latencies",
     "ratio_of",
-    "resolve_metric",
 ]
 
 MIN_HELD_OUT: Final = 100
@@ -76,7 +74,7 @@ class _Contestant:
         *,
         kind: RuntimeKind,
         options: SessionOptions,
-        metric: MetricKind,
+        metric: Metric,
     ) -> None:
         self.name = name
         self.failure: str | None = None
@@ -126,22 +124,13 @@ def _wrong(got: Outputs, baseline: Outputs) -> str | None:
     return None
 
 
-def resolve_metric(asked: MetricKind, *, labelled: bool, outputs: Outputs) -> MetricKind:
-    """`AUTO` by what there is: labels, a distribution as output, or neither."""
-    if asked is not MetricKind.AUTO:
-        return asked
-    if labelled:
-        return MetricKind.TOP1
-    return MetricKind.AGREEMENT if is_distribution(outputs) else MetricKind.R2
-
-
 def measure_accuracy(
     variants: Mapping[str, Path],
     *,
     baseline: Path,
     kind: RuntimeKind,
     options: SessionOptions,
-    metric: MetricKind,
+    metric: Metric,
     samples: Callable[[], Iterable[Sample]],
     advance: Callable[[int], None],
 ) -> dict[str, Accuracy]:

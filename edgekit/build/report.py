@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.request import MetricKind, Objective
+from edgekit.build.metrics import Score
+from edgekit.build.request import Objective
 from edgekit_contract.manifest import TensorSpec
 from edgekit_converters.recipes.tuning import Tuning
 
@@ -40,15 +41,6 @@ class Outcome(enum.Enum):
     """Could not be made, does not load, or gives wrong numbers."""
     SKIPPED = "skipped"
     """Not planned."""
-
-
-class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """A metric over some samples, with a 95% confidence interval where it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    rows: int
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +137,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measured_threads: int
     """Of the measurement: fewer where this machine has fewer cores."""
     objective: Objective
-    metric: MetricKind
+    metric: str
     """The one that was used, never `auto`."""
     max_drop: float
     measured_on: str

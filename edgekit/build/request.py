@@ -6,13 +6,14 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.build.metrics import AUTO, DEFAULTS, MetricOptions, check_metric
 from edgekit.release.keys import PrivateKey
 from edgekit_contract import names
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import Postprocess, Preprocess
 from edgekit_contract.profile import Profile
 
-__all__ = ["BuildRequest", "MetricKind", "Objective"]
+__all__ = ["BuildRequest", "Objective"]
 
 
 class Objective(enum.Enum):
@@ -21,21 +22,6 @@ class Objective(enum.Enum):
     LATENCY = "latency"
     SIZE = "size"
     ACCURACY = "accuracy"
-
-
-class MetricKind(enum.Enum):
-    """How good a variant is, from 0 to 1 (or below 0, for `R2`)."""
-
-    AUTO = "auto"
-    """`TOP1` with labels; else `AGREEMENT` where the output is a distribution; else `R2`."""
-    TOP1 = "top1"
-    """Share of rows whose greatest score is at the label."""
-    AGREEMENT = "agreement"
-    """Share of rows whose greatest score is where the float32 model's is."""
-    COSINE = "cosine"
-    """Least cosine over the outputs, each taken as one vector over all samples."""
-    R2 = "r2"
-    """Least coefficient of determination over the outputs, against the float32 model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +36,9 @@ class BuildRequest:
     calibration: str | None = None
     """DATA, see `data.open_data`."""
     validation: str | None = None
-    metric: MetricKind = MetricKind.AUTO
+    metric: str = AUTO
+    """`auto`, a name in `metrics.METRICS`, or `package.module:callable`, see `metrics.custom`."""
+    metric_options: MetricOptions = DEFAULTS
     max_drop: float = 0.01
     """Greatest loss of the metric against float32, in its own unit: 0.01 is one point in 100."""
     max_ms: float | None = None
@@ -76,6 +64,7 @@ class BuildRequest:
         repeated = [p.name for p in self.profiles]
         if len(set(repeated)) != len(repeated):
             raise Misused(f"a profile is named twice: {', '.join(sorted(repeated))}.")
+        check_metric(self.metric)
         if not 0 <= self.max_drop <= 1:
             raise Misused(f"--max-drop {self.max_drop} is not between 0 and 1 (or 0% and 100%).")
         if not self.search_time_s > 0:

@@ -17,10 +17,10 @@ from typing import Any, Final
 import msgspec
 
 from edgekit.build.evaluate import Accuracy, measure_accuracy, measure_latencies
+from edgekit.build.metrics import Metric
 from edgekit.build.plan import ProfilePlan
 from edgekit.build.progress import Progress
 from edgekit.build.report import Candidate, Latency, Outcome
-from edgekit.build.request import MetricKind
 from edgekit.build.samples import Sample
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -123,7 +123,7 @@ class Bench:
 
     kind: RuntimeKind
     baseline: Path
-    metric: MetricKind
+    metric: Metric
     samples: Callable[[], Iterable[Sample]]
     count: int | None
     """How many samples there are, for the progress, where that is known."""

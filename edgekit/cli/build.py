@@ -38,7 +38,8 @@ def _share(_: click.Context, __: click.Parameter, value: str) -> float:
 @click.option("--profile", "profiles", multiple=True, help="A kind of device; repeat for more.")
 @click.option("--calibration", metavar="DATA", help="Samples to estimate int8 ranges from.")
 @click.option("--validation", metavar="DATA", help="Samples to compare variants on.")
-@click.option("--metric", default="auto", show_default=True, help="top1, agreement, cosine or r2.")
+@click.option("--metric", default="auto", show_default=True, metavar="NAME",
+              help="See docs/build.md, or package.module:callable.")  # fmt: skip
 @click.option("--max-drop", default="1%", show_default=True, callback=_share, metavar="SHARE",
               help="Greatest loss of the metric against float32.")  # fmt: skip
 @click.option("--max-ms", type=float, help="Greatest median latency.")
@@ -79,7 +80,7 @@ def build(
     package.module:callable yielding dicts of arrays.
     """
     import edgekit_profiles
-    from edgekit.build import BuildRequest, MetricKind, Objective
+    from edgekit.build import BuildRequest, Objective
     from edgekit.build import build as run
     from edgekit.build.project import find_project
     from edgekit.release.keys import find_passphrase, open_key
@@ -99,7 +100,7 @@ def build(
         output=output,
         calibration=calibration,
         validation=validation,
-        metric=_choice(MetricKind, metric, "--metric"),
+        metric=metric,
         max_drop=max_drop,
         max_ms=max_ms,
         max_mb=max_mb,
@@ -185,7 +186,7 @@ def _print_built(result: BuildResult) -> None:
         report, bundle = built.report, built.bundle
         click.echo(
             f"{report.profile}: {report.chosen}, by {report.objective.value} "
-            f"({report.metric.value} on {report.validation_samples} samples, "
+            f"({report.metric} on {report.validation_samples} samples, "
             f"measured on {'' if report.on_target else 'HOST '}{report.measured_on})"
         )
         table(_HEADERS, table_rows(report))

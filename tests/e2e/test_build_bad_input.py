@@ -19,7 +19,7 @@ from parts import need_command
 from small_models import write_small
 
 import edgekit_profiles
-from edgekit.build import MetricKind, build
+from edgekit.build import build
 from edgekit_contract.errors import EdgekitError, Misused, Refused
 
 MODEL = DIGITS / "digits.onnx"
@@ -175,7 +175,7 @@ def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
 
 def test_top1_without_labels_is_refused(tmp_path: Path) -> None:
     data = _npz(tmp_path / "d.npz", image=IMAGE)
-    assert "labels" in refusal(tmp_path, validation=data, metric=MetricKind.TOP1)
+    assert "labels" in refusal(tmp_path, validation=data, metric="top1")
 
 
 def test_callable_that_raises_is_refused_with_its_sample(

@@ -10,7 +10,7 @@ import pytest
 from build_requests import INT8, host_profile, request
 from small_models import SMALL_MODELS, write_data, write_small
 
-from edgekit.build import BuildResult, MetricKind, build
+from edgekit.build import BuildResult, build
 from edgekit.build.report import Candidate, Outcome
 from edgekit.release.keys import PrivateKey, new_key
 from edgekit_contract.trust import VerifiedBundle, verify_archive
@@ -84,7 +84,7 @@ def test_static_int8_is_close_to_float_and_its_weights_are_8_bit(
             validation=str(data),
             profiles=(host_profile(),),
             recipes=(STATIC,),
-            metric=MetricKind.R2,
+            metric="r2",
             search_time_s=0.2,
         )
     )

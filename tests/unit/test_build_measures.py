@@ -8,8 +8,6 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from parts import need_package
 from tflite_files import relu_file
 
@@ -18,10 +16,8 @@ from edgekit.build.evaluate import (
     measure_accuracy,
     measure_latencies,
     ratio_of,
-    resolve_metric,
 )
-from edgekit.build.metrics import new_meter, wilson_interval
-from edgekit.build.request import MetricKind
+from edgekit.build.metrics import Metric
 from edgekit.build.samples import Sample
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract.errors import Refused
@@ -29,71 +25,6 @@ from edgekit_contract.manifest import AudioPreprocess, Color, ImagePreprocess, L
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.preprocess import PreprocessRejected, image_tensor, resize_bilinear, windows
 from edgekit_runtime.session import SessionOptions
-
-
-def score(
-    kind: MetricKind, got: object, baseline: object, labels: list[int] | None = None
-) -> float:
-    meter = new_meter(kind)
-    meter.add(
-        {"y": np.array(got, np.float32)},
-        {"y": np.array(baseline, np.float32)},
-        None if labels is None else np.array(labels),
-    )
-    found = meter.score()
-    assert found is not None
-    return found.value
-
-
-def test_top1_counts_against_labels_and_agreement_against_float() -> None:
-    got, baseline = [[1, 2], [3, 1], [0, 9]], [[1, 2], [1, 3], [0, 9]]
-    assert score(MetricKind.TOP1, got, baseline, [1, 1, 1]) == pytest.approx(2 / 3)
-    assert score(MetricKind.AGREEMENT, got, baseline) == pytest.approx(2 / 3)
-
-
-def test_r2_sees_a_bias_that_cosine_does_not() -> None:
-    baseline = [[100.0], [101.0], [102.0]]
-    shifted = [[101.0], [102.0], [103.0]]
-    assert score(MetricKind.COSINE, shifted, baseline) > 0.99
-    assert score(MetricKind.R2, shifted, baseline) < 0
-
-
-def test_equal_outputs_score_1_even_where_they_are_constant() -> None:
-    for kind in (MetricKind.R2, MetricKind.COSINE):
-        assert score(kind, [[0.0, 0.0]], [[0.0, 0.0]]) == 1
-        assert score(kind, [[5.0, 5.0]], [[5.0, 5.0]]) == 1
-
-
-def test_worst_output_decides() -> None:
-    meter = new_meter(MetricKind.R2)
-    good = np.arange(10.0)
-    meter.add({"a": good, "b": -good}, {"a": good, "b": good}, None)
-    found = meter.score()
-    assert found is not None and found.value < 0
-
-
-def test_metric_follows_from_what_there_is() -> None:
-    distribution = {"y": np.array([[0.25, 0.75]], np.float32)}
-    logits = {"y": np.array([[3.0, -1.0]], np.float32)}
-    auto = MetricKind.AUTO
-    assert resolve_metric(auto, labelled=True, outputs=logits) is MetricKind.TOP1
-    assert resolve_metric(auto, labelled=False, outputs=distribution) is MetricKind.AGREEMENT
-    assert resolve_metric(auto, labelled=False, outputs=logits) is MetricKind.R2
-    cosine = MetricKind.COSINE
-    assert resolve_metric(cosine, labelled=True, outputs=logits) is cosine
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_interval_holds_the_share(rows: int, data: st.DataObject) -> None:
-    hits = data.draw(st.integers(0, rows))
-    low, high = wilson_interval(hits, rows)
-    assert 0 <= low <= hits / rows + 1e-12 and hits / rows - 1e-12 <= high <= 1
-    assert high > low
-
-
-def test_wilson_interval_is_that_of_the_tables() -> None:
-    low, high = wilson_interval(17, 20)
-    assert (round(low, 3), round(high, 3)) == (0.640, 0.948)
 
 
 def test_ratio_is_of_rounds_so_that_slow_rounds_cancel() -> None:
@@ -142,7 +73,7 @@ def test_enough_samples_are_split_between_choice_and_report(
         baseline=null_model(tmp_path / "b", 1.0),
         kind=RuntimeKind.NULL,
         options=SessionOptions(),
-        metric=MetricKind.R2,
+        metric=Metric(name="r2"),
         samples=lambda: ramp(count),
         advance=seen.append,
     )
@@ -161,7 +92,7 @@ def test_variant_that_fails_on_a_late_sample_is_out(tmp_path: Path) -> None:
         baseline=null_model(tmp_path / "b", 1.0),
         kind=RuntimeKind.NULL,
         options=SessionOptions(),
-        metric=MetricKind.R2,
+        metric=Metric(name="r2"),
         samples=lambda: ramp(50),
         advance=lambda steps: None,
     )
