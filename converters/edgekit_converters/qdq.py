@@ -160,7 +160,7 @@ def _with_ranges(
 def _shield(model: ModelProto) -> None:
     """Keep float weights float where a node's input is quantized.
 
-    onnxruntime rounds them to 8 bits, one scale for all, behind DequantizeLinear with a scalar scale
+    onnxruntime rounds them to 8 bits per tensor behind DequantizeLinear with a scalar scale
     (onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc). The same scale once
     per channel is the same arithmetic, and is left alone.
     """

@@ -45,7 +45,7 @@ def calibrate(
     data = material.calibration or material.validation
     if not estimators or data is None:
         return Calibration()
-    tensors = select_static(onnx.load_model(material.normalized.path)).observed
+    tensors = select_static(onnx.load_model(material.normalized.path), wide=True).observed
     feed = _Feed(data, material)
     with progress.stage("calibrating", data.count) as advance:
         try:
