@@ -72,7 +72,8 @@ class Ingredients:
     """By tensor name; empty unless the recipe names an estimator."""
     out: Path
     tuning: Tuning = UNTUNED
-    """`equalized` is seen to before: `normalized` and `ranges` are then of the balanced model."""
+    """`equalized` and `smoothed` are seen to before: `normalized` and `ranges` are then of the
+    rewritten model."""
     moments: Path | None = None
     """File of `conditioning.moments`; there where the tuning reconstructs or corrects."""
 

@@ -19,6 +19,7 @@ class Knob(enum.Enum):
     SPARED = "spared"
     WIDE = "wide"
     EQUALIZED = "equalized"
+    SMOOTHED = "smoothed"
     CORRECTED = "corrected"
     RECONSTRUCTED = "reconstructed"
 
@@ -31,6 +32,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Quantize operators without weights, too, where the runtime has integer kernels for them."""
     equalized: bool = False
     """Start from the model with its weights' channels balanced across layers."""
+    smoothed: bool = False
+    """Start from the model with outliers of activations moved into the weights that read them."""
     corrected: bool = False
     """Absorb the mean error of each channel in the bias."""
     reconstructed: bool = False
@@ -41,7 +44,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """For tables: what differs from the recipe, or nothing."""
         parts = [
             name
-            for name in ("wide", "equalized", "corrected", "reconstructed")
+            for name in ("wide", "equalized", "smoothed", "corrected", "reconstructed")
             if getattr(self, name)
         ]
         if self.spared:
