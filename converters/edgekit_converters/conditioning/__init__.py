@@ -1,0 +1,1 @@
+"""Rewrites of a float model's weights, float to float, that make a later rounding cost less."""

@@ -1,0 +1,178 @@
+"""Moments of what weighted nodes read: the second moments and the mean of their input rows.
+
+With them the change of a layer's output that a change of its weights makes is a quadratic form,
+known without the data (the layer-wise objective of Nagel et al., "Up or down? Adaptive rounding for
+post-training quantization", ICML 2020, and of Frantar and Alistarh, "Optimal brain compression",
+arXiv 2208.11580).
+
+Invariant: memory is flat in the number of samples: one sample's inputs of the weighted nodes, and
+float64 second moments of at most `_GRAM_BYTES` for all nodes together; nodes that read the same
+rows share them. Which rows are looked at follows from the sample's number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import onnx
+
+from edgekit_contract import limits
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.conditioning.layers import Layer, layers
+from edgekit_converters.tensorfile import read_tensors, write_tensors
+from edgekit_runtime.session import Session, SessionOptions, open_session
+
+__all__ = ["Moments", "collect_moments", "read_moments", "write_moments"]
+
+_ROWS_PER_SAMPLE: Final = 256
+_MAX_WIDTH: Final = 4096
+"""Rows longer than this would need second moments of more than 128 MiB for one node."""
+_GRAM_BYTES: Final = 768 * limits.MIB
+_INDEX: Final = "nodes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Of the rows that a node's weights multiply."""
+
+    gram: np.ndarray
+    """Mean of `row row^T`: float64 [group, width, width]."""
+    mean: np.ndarray
+    """Float64 [group, width]."""
+    rows: int
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Second moments about the mean: what is left where a bias absorbs the mean."""
+        spread: np.ndarray = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
+        return spread
+
+
+class _Sum:
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.gram = np.zeros((layer.groups, layer.width, layer.width))
+        self.mean = np.zeros((layer.groups, layer.width))
+        self.rows = 0
+
+    def add(self, values: np.ndarray, seed: int) -> None:
+        rows = self.layer.rows(values, lambda total: _spread(total, seed))
+        rows = np.ascontiguousarray(rows, np.float32)
+        # float32 within a sample, float64 across samples
+        self.gram += np.matmul(rows.swapaxes(1, 2), rows)
+        self.mean += rows.sum(axis=1, dtype=np.float64)
+        self.rows += rows.shape[1]
+
+    def moments(self) -> Moments | None:
+        if not self.rows or not np.isfinite(self.gram).all():
+            return None
+        return Moments(gram=self.gram / self.rows, mean=self.mean / self.rows, rows=self.rows)
+
+
+def _spread(total: int, seed: int) -> np.ndarray:
+    """Positions evenly over `total`, jittered, or else all would be of one column of an image."""
+    if total <= _ROWS_PER_SAMPLE:
+        return np.arange(total)
+    jitter = np.random.default_rng(seed).random(_ROWS_PER_SAMPLE)
+    steps = (np.arange(_ROWS_PER_SAMPLE) + jitter) * (total / _ROWS_PER_SAMPLE)
+    return steps.astype(np.int64)
+
+
+def collect_moments(
+    model: Path,
+    nodes: Sequence[str],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int,
+    scratch: Path,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> dict[str, Moments]:
+    """Moments of each named node of a normalized ONNX model over the samples' feeds.
+
+    Left out: nodes that are no layers, whose rows are too long, that were never reached or whose
+    inputs were not finite. Errors: those of the runtime.
+    """
+    proto = onnx.load_model(model)
+    sums = _sums([layer for layer in layers(proto) if layer.name in set(nodes)])
+    unique = list({id(entry): entry for entry in sums.values()}.values())
+    session: Session | None = None
+    try:
+        for seed, feeds in enumerate(samples):
+            if session is None:
+                session = _session(proto, {s.layer.input for s in unique}, scratch, threads)
+            outputs = session.run(feeds)
+            for entry in unique:
+                name = entry.layer.input
+                values = feeds[name] if name in feeds else outputs[name]
+                if values.size:
+                    entry.add(values, seed)
+            del outputs
+            advance(1)
+    finally:
+        if session is not None:
+            session.close()
+    found = {id(entry): entry.moments() for entry in unique}
+    pairs = ((name, found[id(entry)]) for name, entry in sums.items())
+    return {name: moments for name, moments in pairs if moments is not None}
+
+
+def _sums(chosen: Sequence[Layer]) -> dict[str, _Sum]:
+    """A sum for each layer, narrow ones first while they fit."""
+    shared: dict[object, _Sum] = {}
+    sums: dict[str, _Sum] = {}
+    room = _GRAM_BYTES
+    for layer in sorted(chosen, key=lambda entry: entry.groups * entry.width**2):
+        if layer.width > _MAX_WIDTH:
+            continue
+        if layer.reading not in shared:
+            room -= 8 * layer.groups * layer.width**2
+            if room < 0:
+                break
+            shared[layer.reading] = _Sum(layer)
+        sums[layer.name] = shared[layer.reading]
+    return sums
+
+
+def _session(proto: onnx.ModelProto, tensors: set[str], scratch: Path, threads: int) -> Session:
+    known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(proto)
+    # the runtime infers the type of an output that states none
+    augmented.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(tensors - known))
+    path = scratch / "moments.onnx"
+    onnx.save_model(augmented, path)
+    session = open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
+    path.unlink()
+    return session
+
+
+def write_moments(path: Path, found: Mapping[str, Moments]) -> None:
+    """Write what `read_moments` reads; what nodes share is written once."""
+    unique = list({id(moments): moments for moments in found.values()}.values())
+    numbers = {id(moments): number for number, moments in enumerate(unique)}
+    index = {name: numbers[id(moments)] for name, moments in found.items()}
+    tensors = {_INDEX: np.frombuffer(msgspec.json.encode(index), np.uint8)}
+    for number, moments in enumerate(unique):
+        tensors[f"gram {number}"] = moments.gram
+        tensors[f"mean {number}"] = moments.mean
+        tensors[f"rows {number}"] = np.array(moments.rows)
+    write_tensors(path, tensors)
+
+
+def read_moments(path: Path) -> dict[str, Moments]:
+    tensors = read_tensors(path)
+    index = msgspec.json.decode(tensors[_INDEX].tobytes(), type=dict[str, int])
+    shared = {
+        number: Moments(
+            gram=tensors[f"gram {number}"],
+            mean=tensors[f"mean {number}"],
+            rows=int(tensors[f"rows {number}"]),
+        )
+        for number in set(index.values())
+    }
+    return {name: shared[number] for name, number in index.items()}
