@@ -1,7 +1,7 @@
 """Bias correction: rounding shifts each output's mean; the bias takes that back.
 
 The mean change of an output is `(W_rounded - W) E[row]`, exactly (Nagel et al., "Data-free
-quantization through weight equalization and bias correction", ICCV 2019, section 4.2; the means here
+quantization through weight equalization and bias correction", ICCV 2019, section 4.2; here means
 are measured, not inferred from batch normalization).
 
 Invariant: only constants change: a bias of the node's own, which is added where there is none, or
@@ -12,17 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgekit_converters import graph
+from edgekit_converters.conditioning.grid import Grid
 from edgekit_converters.conditioning.layers import Layer, constant, layers, uses
 from edgekit_converters.conditioning.moments import Moments
-
-if TYPE_CHECKING:
-    from edgekit_converters.conditioning.rounding import Grid
 
 __all__ = ["BiasSlot", "bias_slot", "correct_biases"]
 

@@ -70,13 +70,13 @@ class Layer:
 
     def matrix(self, weight: np.ndarray) -> np.ndarray:
         """The weight as float64 [group, output, width]."""
-        wide = weight.astype(np.float64)
+        wide: np.ndarray = weight.astype(np.float64)
         if self.operator == "Conv":
             return wide.reshape(self.groups, -1, self.width)
         if self.operator == "ConvTranspose":
             split = wide.reshape(self.groups, -1, *self.shape[1:])
-            flipped: np.ndarray = np.flip(split, axis=tuple(range(3, split.ndim)))
-            return flipped.swapaxes(1, 2).reshape(self.groups, self.shape[1], self.width)
+            flipped = np.flip(split, axis=tuple(range(3, split.ndim))).swapaxes(1, 2)
+            return np.reshape(flipped, (self.groups, self.shape[1], self.width))
         return (wide if self.attributes.get("transB") else wide.T)[None]
 
     def tensor(self, matrix: np.ndarray) -> np.ndarray:
@@ -101,9 +101,10 @@ class Layer:
         windows = self._windows(values)
         spatial = (windows.shape[0], *windows.shape[2 : 2 + self._rank])
         places = np.unravel_index(chosen(int(np.prod(spatial))), spatial)
-        index = (places[0], slice(None), *places[1:])
+        index: tuple[Any, ...] = (places[0], slice(None), *places[1:])
         patches: np.ndarray = windows[index]
-        return patches.reshape(len(places[0]), self.groups, self.width).swapaxes(0, 1)
+        rows = np.reshape(patches, (len(places[0]), self.groups, self.width))
+        return rows.swapaxes(0, 1)
 
     @property
     def _rank(self) -> int:

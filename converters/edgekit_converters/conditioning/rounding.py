@@ -2,8 +2,8 @@
 
 For a row `w` of weights, codes `q` and step `s` the mean squared change of the output over the
 calibration rows is `(s q - w)^T H (s q - w)`, with `H` the second moments of the input rows (Nagel
-et al., "Up or down?", ICML 2020, equation 13). It is lowered by coordinate descent over the codes,
-each coordinate set to its best integer given the others, from rounding to nearest on (Behdin et al.,
+et al., "Up or down?", ICML 2020, equation 13). It is lowered by coordinate descent over the codes:
+each is set to its best integer given the others, from rounding to nearest on (Behdin et al.,
 "QuantEase", arXiv 2309.01885). Where a bias absorbs the mean change, `H` is about the mean.
 
 Invariant: on the calibration rows no output is worse than with rounding to nearest; a row that
@@ -15,7 +15,6 @@ of one layer's weights, at most `_OUTPUTS_AT_ONCE` outputs at a time, beside its
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,10 +22,11 @@ from onnx import ModelProto
 
 from edgekit_converters import graph
 from edgekit_converters.conditioning.bias import bias_slot
+from edgekit_converters.conditioning.grid import Grid
 from edgekit_converters.conditioning.layers import constant, layers, replace, uses
 from edgekit_converters.conditioning.moments import Moments
 
-__all__ = ["Grid", "reconstruct"]
+__all__ = ["reconstruct"]
 
 _SWEEPS: Final = 4
 _BLOCK: Final = 64
@@ -34,32 +34,6 @@ _BLOCK: Final = 64
 _DAMPING: Final = 1e-3
 """Of the mean diagonal: directions that calibration has not seen are not free."""
 _OUTPUTS_AT_ONCE: Final = 4096
-FULL_LEVELS: Final = 127
-REDUCED_LEVELS: Final = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Where the integer conversion puts 8-bit weights: multiples of a step, symmetric about zero."""
-
-    per_channel: bool
-    levels: int = FULL_LEVELS
-    """The code of the largest weight; `REDUCED_LEVELS` where the range is reduced."""
-
-    def steps(self, matrix: np.ndarray) -> np.ndarray:
-        """Step of each output of [group, output, width], as onnxruntime computes it."""
-        axes = -1 if self.per_channel else None
-        largest = np.max(np.abs(matrix), axis=axes, keepdims=True)
-        steps = (largest.astype(np.float32).astype(np.float64) / self.levels).astype(np.float32)
-        tiny = steps < np.finfo(np.float32).tiny
-        steps = np.where(tiny, np.float32(1), steps).astype(np.float64)
-        return np.broadcast_to(steps, (*matrix.shape[:2], 1))
-
-    def nearest(self, matrix: np.ndarray) -> np.ndarray:
-        """What rounding to nearest makes of [group, output, width]."""
-        steps = self.steps(matrix)
-        rounded: np.ndarray = np.rint(matrix / steps) * steps
-        return rounded
 
 
 def reconstruct(
@@ -108,7 +82,8 @@ def _rounded(matrix: np.ndarray, grid: Grid, hessian: np.ndarray) -> np.ndarray:
 def _damped(hessian: np.ndarray) -> np.ndarray:
     width = hessian.shape[-1]
     mean = np.trace(hessian, axis1=1, axis2=2) / width
-    return hessian + (_DAMPING * mean[:, None, None]) * np.eye(width)
+    damped: np.ndarray = hessian + (_DAMPING * mean[:, None, None]) * np.eye(width)
+    return damped
 
 
 def _descended(
@@ -121,22 +96,25 @@ def _descended(
     # the largest weight stays, for it tells the conversion the step
     fixed = (np.abs(nearest) >= levels) | (curvature <= 0)[:, None, :]
     for _ in range(_SWEEPS):
-        if not _sweep(codes, matrix, steps, hessian, fixed, levels):
+        slope = np.matmul(codes * steps - matrix, hessian)
+        if not _sweep(codes, slope, steps=steps, hessian=hessian, fixed=fixed, levels=levels):
             break
     better = _loss(codes * steps - matrix, hessian) < _loss(nearest * steps - matrix, hessian)
-    return np.where(better[..., None], codes, nearest) * steps
+    chosen: np.ndarray = np.where(better[..., None], codes, nearest) * steps
+    return chosen
 
 
 def _sweep(
     codes: np.ndarray,
-    matrix: np.ndarray,
+    slope: np.ndarray,
+    *,
     steps: np.ndarray,
     hessian: np.ndarray,
     fixed: np.ndarray,
     levels: int,
 ) -> bool:
-    """Set each column of codes to its best in turn; whether any changed."""
-    slope = np.matmul(codes * steps - matrix, hessian)
+    """Set each column of codes to its best in turn; whether any changed. `slope` is half the
+    gradient of the quadratic form."""
     step = steps[..., 0]
     moved = False
     for start in range(0, codes.shape[-1], _BLOCK):
