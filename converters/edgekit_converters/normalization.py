@@ -16,6 +16,7 @@ import onnx
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph, isolation
+from edgekit_converters.fusion import fuse
 from edgekit_converters.proof import same_outputs
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
@@ -120,6 +121,12 @@ def _fold(source: Path, out: Path) -> None:
     _finish(onnx.load_model(out), out)
 
 
+def _fuse(source: Path, out: Path) -> None:
+    model = onnx.load_model(source)
+    fuse(model)
+    _finish(model, out)
+
+
 def _finish(model: onnx.ModelProto, out: Path) -> None:
     graph.bake_constants(model)
     graph.name_nodes(model)
@@ -150,4 +157,5 @@ _STEPS: Final = (
     ),
     _Step(name="slim", title="simplification by onnxslim", apply=_slim, simplifies=True),
     _Step(name="fold", title="simplification by onnxruntime", apply=_fold, simplifies=True),
+    _Step(name="fuse", title="fusion of operators", apply=_fuse),
 )

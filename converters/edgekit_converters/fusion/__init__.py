@@ -1,0 +1,71 @@
+"""Rewrite a float model so that fewer, larger operators compute the same.
+
+An 8-bit product is so fast that what is left of a model's time is in float operators around it;
+exporters spell those in pieces. Each rule here is exact up to the rounding of float32, knows no
+model, and is proved again on samples by `normalization`, as every rewritten model is.
+Invariant: inputs, outputs and their meaning stay; a rule looks at a graph through `Scope` and gives
+what takes the place of one node, or nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from edgekit_converters import graph
+from edgekit_converters.fusion.gelu import gelu
+from edgekit_converters.fusion.scope import CONTRIB, Scope, subgraphs
+from edgekit_converters.fusion.shapes import Shapes
+
+__all__ = ["fuse"]
+
+Rule = Callable[[Scope, NodeProto], "Sequence[NodeProto] | str | None"]
+_ROUNDS: Final = 16
+"""Shapes are inferred anew in each; a model that still changes then is right, too."""
+
+_RULES: Final[tuple[Rule, ...]] = (gelu,)
+
+
+def fuse(model: ModelProto) -> Counter[str]:
+    """Rewrite `model` in place; how often each rule held."""
+    held: Counter[str] = Counter()
+    for _ in range(_ROUNDS):
+        shapes = Shapes(model)
+        found = _sweep(model.graph, shapes, opset=graph.opset(model), around=None)
+        held += found
+        if not found:
+            break
+    if held:
+        Shapes(model).write(model)
+        _import_contrib(model)
+        graph.name_nodes(model)
+    return held
+
+
+def _sweep(
+    current: GraphProto, shapes: Shapes, *, opset: int, around: Scope | None
+) -> Counter[str]:
+    """Each rule on each node once, from the last to the first: what ends later is larger."""
+    scope = Scope(current, shapes, opset=opset, around=around)
+    held: Counter[str] = Counter()
+    for node in reversed(list(current.node)):
+        for rule in _RULES:
+            if scope.producers.get(node.output[0]) is not node:
+                break  # it went with a larger one
+            replacement = rule(scope, node)
+            if replacement is not None:
+                scope.replace(node, replacement)
+                held[rule.__name__] += 1
+    for node in current.node:
+        for nested in subgraphs(node).values():
+            held += _sweep(nested, shapes, opset=opset, around=scope)
+    return held
+
+
+def _import_contrib(model: ModelProto) -> None:
+    used = {node.domain for current in graph.graphs(model.graph) for node in current.node}
+    if CONTRIB in used and CONTRIB not in {o.domain for o in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
