@@ -103,7 +103,7 @@ class Layer:
         places = np.unravel_index(chosen(int(np.prod(spatial))), spatial)
         index: tuple[Any, ...] = (places[0], slice(None), *places[1:])
         patches: np.ndarray = windows[index]
-        rows = np.reshape(patches, (len(places[0]), self.groups, self.width))
+        rows: np.ndarray = np.reshape(patches, (len(places[0]), self.groups, self.width))
         return rows.swapaxes(0, 1)
 
     @property

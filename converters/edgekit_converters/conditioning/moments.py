@@ -22,14 +22,15 @@ import numpy as np
 import onnx
 
 from edgekit_contract import limits
-from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.conditioning.layers import Layer, layers
+from edgekit_converters.conditioning.probe import readings
 from edgekit_converters.tensorfile import read_tensors, write_tensors
-from edgekit_runtime.session import Session, SessionOptions, open_session
 
 __all__ = ["Moments", "collect_moments", "read_moments", "write_moments"]
 
-_ROWS_PER_SAMPLE: Final = 256
+_MIN_ROWS: Final = 64
+_MAX_ROWS: Final = 256
+"""Rows of one sample that are looked at: twice the width within these bounds."""
 _MAX_WIDTH: Final = 4096
 """Rows longer than this would need second moments of more than 128 MiB for one node."""
 _GRAM_BYTES: Final = 768 * limits.MIB
@@ -61,11 +62,12 @@ class _Sum:
         self.rows = 0
 
     def add(self, values: np.ndarray, seed: int) -> None:
-        rows = self.layer.rows(values, lambda total: _spread(total, seed))
+        most = min(max(_MIN_ROWS, 2 * self.layer.width), _MAX_ROWS)
+        rows = self.layer.rows(values, lambda total: _spread(total, most, seed))
         rows = np.ascontiguousarray(rows, np.float32)
         # float32 within a sample, float64 across samples
         self.gram += np.matmul(rows.swapaxes(1, 2), rows)
-        self.mean += rows.sum(axis=1, dtype=np.float64)
+        self.mean += np.matmul(np.ones((1, rows.shape[1]), np.float32), rows)[:, 0]
         self.rows += rows.shape[1]
 
     def moments(self) -> Moments | None:
@@ -74,13 +76,12 @@ class _Sum:
         return Moments(gram=self.gram / self.rows, mean=self.mean / self.rows, rows=self.rows)
 
 
-def _spread(total: int, seed: int) -> np.ndarray:
+def _spread(total: int, most: int, seed: int) -> np.ndarray:
     """Positions evenly over `total`, jittered, or else all would be of one column of an image."""
-    if total <= _ROWS_PER_SAMPLE:
+    if total <= most:
         return np.arange(total)
-    jitter = np.random.default_rng(seed).random(_ROWS_PER_SAMPLE)
-    steps = (np.arange(_ROWS_PER_SAMPLE) + jitter) * (total / _ROWS_PER_SAMPLE)
-    return steps.astype(np.int64)
+    jitter = np.random.default_rng(seed).random(most)
+    return ((np.arange(most) + jitter) * (total / most)).astype(np.int64)
 
 
 def collect_moments(
@@ -100,22 +101,13 @@ def collect_moments(
     proto = onnx.load_model(model)
     sums = _sums([layer for layer in layers(proto) if layer.name in set(nodes)])
     unique = list({id(entry): entry for entry in sums.values()}.values())
-    session: Session | None = None
-    try:
-        for seed, feeds in enumerate(samples):
-            if session is None:
-                session = _session(proto, {s.layer.input for s in unique}, scratch, threads)
-            outputs = session.run(feeds)
-            for entry in unique:
-                name = entry.layer.input
-                values = feeds[name] if name in feeds else outputs[name]
-                if values.size:
-                    entry.add(values, seed)
-            del outputs
-            advance(1)
-    finally:
-        if session is not None:
-            session.close()
+    tensors = {entry.layer.input for entry in unique}
+    seen = readings(proto, tensors, samples, threads=threads, scratch=scratch)
+    for seed, values in enumerate(seen):
+        for entry in unique:
+            if values[entry.layer.input].size:
+                entry.add(values[entry.layer.input], seed)
+        advance(1)
     found = {id(entry): entry.moments() for entry in unique}
     pairs = ((name, found[id(entry)]) for name, entry in sums.items())
     return {name: moments for name, moments in pairs if moments is not None}
@@ -136,19 +128,6 @@ def _sums(chosen: Sequence[Layer]) -> dict[str, _Sum]:
             shared[layer.reading] = _Sum(layer)
         sums[layer.name] = shared[layer.reading]
     return sums
-
-
-def _session(proto: onnx.ModelProto, tensors: set[str], scratch: Path, threads: int) -> Session:
-    known = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    augmented = onnx.ModelProto()
-    augmented.CopyFrom(proto)
-    # the runtime infers the type of an output that states none
-    augmented.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(tensors - known))
-    path = scratch / "moments.onnx"
-    onnx.save_model(augmented, path)
-    session = open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
-    path.unlink()
-    return session
 
 
 def write_moments(path: Path, found: Mapping[str, Moments]) -> None:

@@ -1,0 +1,53 @@
+"""Look at values inside a model while it runs over samples.
+
+Invariant: one sample's values are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import Session, SessionOptions, open_session
+
+__all__ = ["readings"]
+
+
+def readings(
+    model: onnx.ModelProto,
+    tensors: Collection[str],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int,
+    scratch: Path,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The named tensors of the outermost graph, its inputs among them, for each sample's feeds.
+
+    Errors: those of the runtime.
+    """
+    session: Session | None = None
+    try:
+        for feeds in samples:
+            session = session or _open(model, set(tensors), scratch, threads)
+            values = {**session.run(feeds), **feeds}
+            yield {name: values[name] for name in tensors}
+    finally:
+        if session is not None:
+            session.close()
+
+
+def _open(model: onnx.ModelProto, tensors: set[str], scratch: Path, threads: int) -> Session:
+    known = {value.name for value in (*model.graph.input, *model.graph.output)}
+    augmented = onnx.ModelProto()
+    augmented.CopyFrom(model)
+    # the runtime infers the type of an output that states none
+    augmented.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(tensors - known))
+    path = scratch / "probed.onnx"
+    onnx.save_model(augmented, path)
+    session = open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
+    path.unlink()
+    return session
