@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from edgekit_converters import graph
 
-__all__ = ["WEIGHTED_INPUTS", "ModelFacts", "read_facts", "weighted_nodes"]
+__all__ = ["WEIGHTED_INPUTS", "ModelFacts", "read_facts", "weight_bytes", "weighted_nodes"]
 
 WEIGHTED_INPUTS: Final[Mapping[str, int]] = {
     "Conv": 1,
@@ -23,6 +25,20 @@ WEIGHTED_INPUTS: Final[Mapping[str, int]] = {
     "Gather": 0,
 }
 """Operators that carry weights, and which input holds them."""
+_BITS: Final[Mapping[int, int]] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    **{
+        kind: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize * 8
+        for kind in (
+            TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16,
+            TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL,
+            TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT32, TensorProto.UINT64,
+            TensorProto.BFLOAT16,
+        )
+    },
+}  # fmt: skip
+"""Of one element."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +54,8 @@ class ModelFacts:
     """Operators of the outermost graph that hold float32 weights, and how often."""
     nested_weighted: Mapping[str, int] = field(default_factory=dict)
     """The same inside subgraphs (If, Loop, Scan)."""
+    parameters: int = 0
+    """Elements of all initializers."""
 
 
 def read_facts(path: Path) -> ModelFacts:
@@ -59,7 +77,20 @@ def read_facts(path: Path) -> ModelFacts:
         operators=dict(sorted(graph.operators(model).items())),
         weighted=weighted,
         nested_weighted=nested,
+        parameters=sum(math.prod(t.dims) for g in graph.graphs(model.graph) for t in g.initializer),
     )
+
+
+def weight_bytes(path: Path) -> dict[str, int]:
+    """Bytes of an ONNX model's initializers by number format, such as `int8`; most first."""
+    model = onnx.load_model(path, load_external_data=False)
+    found: Counter[str] = Counter()
+    for current in graph.graphs(model.graph):
+        for tensor in current.initializer:
+            kind = TensorProto.DataType.Name(tensor.data_type).lower()
+            bits = _BITS.get(tensor.data_type, 32)
+            found[kind] += math.prod(tensor.dims) * bits // 8
+    return dict(found.most_common())
 
 
 def weighted_nodes(current: GraphProto, *, known: frozenset[str] = frozenset()) -> list[NodeProto]:

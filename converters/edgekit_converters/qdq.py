@@ -19,6 +19,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.conditioning.bias import correct_biases
+from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
+from edgekit_converters.conditioning.moments import read_moments
+from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 from edgekit_converters.selection import (
     DYNAMIC_OPERATORS,
@@ -78,6 +82,7 @@ def quantize_static(
     nodes = _with_ranges(model, selection.nodes, found)
     if not nodes:
         raise Refused("no node could be quantized.")
+    _condition(model, nodes, tuning, moments, granularity=granularity, reduce_range=reduce_range)
     _unshare_biases(model, nodes)
     model = _typed(model, found)
     kind = {Activations.S8: QuantType.QInt8, Activations.U8: QuantType.QUInt8}[activations]
@@ -137,6 +142,29 @@ def quantize_dynamic(
         return quantizer.model.model
 
     _save(_quietly(quantize), out)
+
+
+def _condition(
+    model: ModelProto,
+    nodes: frozenset[str],
+    tuning: Tuning,
+    moments: Path | None,
+    *,
+    granularity: Granularity,
+    reduce_range: bool,
+) -> None:
+    """Round weights and correct biases as the tuning says, ahead of the quantizer's rounding."""
+    if moments is None or not (tuning.reconstructed or tuning.corrected):
+        return
+    seen = read_moments(moments)
+    grid = Grid(
+        per_channel=granularity is Granularity.PER_CHANNEL,
+        levels=REDUCED_LEVELS if reduce_range else FULL_LEVELS,
+    )
+    if tuning.reconstructed:
+        reconstruct(model, seen, nodes=nodes, grid=grid, corrected=tuning.corrected)
+    else:
+        correct_biases(model, seen, nodes=nodes, grid=grid)
 
 
 def _is_usable(found: Range) -> bool:

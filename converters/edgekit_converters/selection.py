@@ -15,7 +15,15 @@ from onnx import ModelProto, NodeProto, TensorProto
 from edgekit_converters import graph
 from edgekit_converters.facts import weighted_nodes
 
-__all__ = ["DYNAMIC_OPERATORS", "STATIC_OPERATORS", "Selection", "select_dynamic", "select_static"]
+__all__ = [
+    "DYNAMIC_OPERATORS",
+    "FIRST_INPUT_ONLY",
+    "STATIC_OPERATORS",
+    "Selection",
+    "select_dynamic",
+    "select_static",
+    "weighted_names",
+]
 
 STATIC_OPERATORS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 DYNAMIC_OPERATORS: Final = frozenset({"Gemm", "LSTM", "MatMul"})
@@ -112,6 +120,12 @@ def select_dynamic(model: ModelProto) -> Selection:
                 t.name for t in current.initializer if t.data_type == TensorProto.FLOAT
             )
     return Selection(nodes=tuple(names), sources={})
+
+
+def weighted_names(model: ModelProto) -> tuple[str, ...]:
+    """Nodes of the outermost graph that multiply by weights, in topological order."""
+    kinds = STATIC_OPERATORS | DYNAMIC_OPERATORS
+    return tuple(node.name for node in weighted_nodes(model.graph) if node.op_type in kinds)
 
 
 def _is_plain(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:

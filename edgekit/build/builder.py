@@ -5,33 +5,40 @@ Invariant: the model file is only read, and what leaves the scratch directory ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgekit.build.choice import Bounds, choose
+import msgspec
+
+from edgekit.build.accuracy import MIN_HELD_OUT
+from edgekit.build.bench import Bench
+from edgekit.build.choice import Bounds
+from edgekit.build.contest import Contest, Verdict
 from edgekit.build.data import Data, open_data
-from edgekit.build.evaluate import MIN_HELD_OUT
 from edgekit.build.host import Host, read_host
-from edgekit.build.material import Material, gather
+from edgekit.build.kitchen import Kitchen, Variant
+from edgekit.build.material import Material, gather, model_card
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
 from edgekit.build.pack import Contents, Packed, check_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
-from edgekit.build.progress import Progress, Silent
+from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
-from edgekit.build.ranges import Calibration, calibrate
-from edgekit.build.report import Candidate, Outcome, Report
+from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
-from edgekit.build.search import Bench, Kitchen, Variant, make_variants, measure_variants
+from edgekit.build.screen import Screen
+from edgekit.build.search import Search
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Provenance
 from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
-from edgekit_converters.facts import read_facts
+from edgekit_converters import isolation
+from edgekit_converters.facts import read_facts, weight_bytes
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.sources import open_source, sha256_of
@@ -40,6 +47,9 @@ from edgekit_runtime.session import SessionOptions
 
 __all__ = ["BuildResult", "Built", "build"]
 
+_ONNX: Final = RuntimeKind.ONNXRUNTIME
+_SEARCH_SHARE: Final = 0.7
+"""Of the search time, for trials; the rest is for full figures."""
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -66,7 +76,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 
     Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do.
     """
-    watch = progress or Silent()
+    watch = Stopwatch(progress or Silent())
     if not request.dry_run:
         check_output(request.output)
     calibration = _open(request.calibration, request)
@@ -94,9 +104,9 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         )
         if request.dry_run:
             return BuildResult(plan=plan, built=())
-        return BuildResult(
-            plan=plan, built=_Build(request, plan, material, scratch, watch).execute()
-        )
+        with isolation.Workshop() as workshop:
+            work = _Build(request, plan, material, scratch=scratch, watch=watch, workshop=workshop)
+            return BuildResult(plan=plan, built=work.execute())
 
 
 def _open(name: str | None, request: BuildRequest) -> Data | None:
@@ -111,75 +121,62 @@ class _Build:
         request: BuildRequest,
         plan: Plan,
         material: Material,
+        *,
         scratch: Path,
-        watch: Progress,
+        watch: Stopwatch,
+        workshop: isolation.Workshop,
     ) -> None:
         self._request, self._plan, self._material = request, plan, material
         self._scratch, self._watch = scratch, watch
-        self._calibration = Calibration()
+        self._ends = time.monotonic() + request.search_time_s * _SEARCH_SHARE
+        self._kitchen = Kitchen(
+            material,
+            plan.estimators,
+            workshop,
+            scratch=scratch,
+            threads=read_host().cores,
+            progress=watch,
+        )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
 
     def execute(self) -> tuple[Built, ...]:
-        source = self._material.source
-        made = self._make()
-        first = read_tensors(self._material.reference)
+        source, request = self._material.source, self._request
         metric = resolve_metric(
-            self._request.metric,
+            request.metric,
             labelled=self._material.labelled,
-            outputs=first,
-            options=self._request.metric_options,
+            outputs=read_tensors(self._material.reference),
+            options=request.metric_options,
         )
         bench = Bench(
             kind=source.kind,
-            baseline=made[self._plan.profiles[0].recipes[0].id].path,
+            baseline=source.path,
             metric=metric,
             samples=self._material.samples,
             count=self._material.count,
             progress=self._watch,
-            search_time_s=self._request.search_time_s,
         )
-        decided = [self._decide(plan, made, bench) for plan in self._plan.profiles]
+        decided = [self._decide(plan, bench) for plan in self._plan.profiles]
         if sha256_of(source.origin) != source.sha256:
             raise Refused(f"{source.origin} changed while it was built: build again.")
         with self._watch.stage("packing", len(decided)) as advance:
             # all are sealed before one is written: a profile that refuses leaves nothing behind
-            sealed = [seal(contents, self._request.key) for _, contents in decided]
-            bundles = write(sealed, self._request.output, advance=advance)
+            sealed = [seal(contents, request.key) for _, contents in decided]
+            bundles = write(sealed, request.output, advance=advance)
         return tuple(
             Built(report=report, bundle=bundle)
             for (report, _), bundle in zip(decided, bundles, strict=True)
         )
 
-    def _make(self) -> dict[str, Variant]:
-        source = self._material.source
-        if source.kind is not RuntimeKind.ONNXRUNTIME:
-            return {r.id: Variant(recipe=r, path=source.path) for r in self._plan.recipes}
-        self._calibration = calibrate(
-            self._material, self._plan.estimators, scratch=self._scratch, progress=self._watch
-        )
-        kitchen = Kitchen(
-            given=source.path,
-            normalized=self._material.normalized.path,
-            feeds=self._material.feeds,
-            ranges=self._calibration.ranges,
-            scratch=self._scratch,
-        )
-        return make_variants(self._plan.recipes, kitchen, progress=self._watch)
-
-    def _decide(
-        self, plan: ProfilePlan, made: Mapping[str, Variant], bench: Bench
-    ) -> tuple[Report, Contents]:
+    def _decide(self, plan: ProfilePlan, bench: Bench) -> tuple[Report, Contents]:
         request, profile, host = self._request, plan.profile, read_host()
         threads = plan.runtime.threads
         # more threads than this machine has cores would measure the scheduler
         measured_threads = min(threads, host.cores)
         on_target = host.is_of(profile.cpu) and measured_threads == threads
-        measured = measure_variants(
-            plan, made, bench, threads=measured_threads, max_drop=request.max_drop
-        )
-        tried = [c for c in measured if c.outcome is not Outcome.SKIPPED]
-        judged = choose(
-            tried,
+        contest = Contest(
+            plan=plan,
+            bench=bench,
+            threads=measured_threads,
             objective=request.objective,
             bounds=Bounds(
                 max_drop=request.max_drop,
@@ -188,9 +185,10 @@ class _Build:
                 budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
             ),
             on_target=on_target,
+            search_time_s=request.search_time_s / len(self._plan.profiles),
         )
-        winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
-        variant = made[winner.recipe]
+        verdict = contest.hold(self._search(plan, bench, measured_threads, on_target))
+        variant = verdict.winner
         golden = self._golden_of(variant, plan)
         peak = peak_ram_bytes(
             variant.path, plan.runtime.kind, feeds=self._material.feeds, threads=threads
@@ -207,22 +205,49 @@ class _Build:
             max_drop=request.max_drop,
             measured_on=host.title,
             on_target=on_target,
-            calibration_samples=self._calibration.samples,
+            calibration_samples=self._kitchen.calibration.samples,
             validation_samples=bench.samples_seen,
-            chosen=winner.recipe,
-            candidates=(*judged, *(c for c in measured if c.outcome is Outcome.SKIPPED)),
+            chosen=variant.title,
+            candidates=verdict.candidates,
             normalization=self._material.normalized.steps,
             remarks=(
                 *_host_remarks(plan, request, host),
-                *self._remarks(judged, bench),
+                *self._remarks(verdict, bench),
             ),
             peak_ram_bytes=peak,
+            sensitivity=verdict.sensitivity,
+            errors=_named(verdict.accuracy.errors, request.labels),
+            model=model_card(self._material),
+            sizes=weight_bytes(variant.path) if plan.runtime.kind is _ONNX else {},
+            seconds=dict(self._watch.seconds),
         )
         return report, self._contents(plan, variant, golden, report)
 
+    def _search(self, plan: ProfilePlan, bench: Bench, threads: int, on_target: bool) -> Search:
+        profiles = self._plan.profiles
+        left_s = max(0.0, self._ends - time.monotonic())
+        to_come = len(profiles) - profiles.index(plan)
+        screen = Screen(
+            self._material.samples(),
+            baseline=bench.baseline,
+            kind=bench.kind,
+            metric=bench.metric,
+            options=SessionOptions(threads=threads),
+        )
+        return Search(
+            plan.recipes,
+            self._kitchen,
+            screen,
+            objective=self._request.objective,
+            on_target=on_target,
+            deadline=time.monotonic() + left_s / to_come,
+            progress=self._watch,
+            scratch=self._scratch,
+        )
+
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
         threads = plan.runtime.threads
-        key = (variant.recipe.id, threads)
+        key = (variant.title, threads)
         if key not in self._golden:
             with self._watch.stage("choosing golden vectors", None):
                 self._golden[key] = choose_vectors(
@@ -235,10 +260,10 @@ class _Build:
                 )
         return self._golden[key]
 
-    def _remarks(self, judged: Sequence[Candidate], bench: Bench) -> tuple[str, ...]:
+    def _remarks(self, verdict: Verdict, bench: Bench) -> tuple[str, ...]:
         said = list(self._material.normalized.remarks)
         said.append(_DATA_REMARKS[self._material.data_source])
-        if self._calibration.samples and self._material.calibration is None:
+        if self._kitchen.calibration.samples and self._material.calibration is None:
             said.append(
                 "There are no calibration data: ranges were taken from the validation data, "
                 "which flatters int8."
@@ -252,12 +277,13 @@ class _Build:
                     else "."
                 )
             )
+        judged = verdict.candidates
         winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
         if winner.held_out is not None and judged[0].held_out is not None:
             drop = judged[0].held_out.value - winner.held_out.value
             if drop > self._request.max_drop:
                 said.append(
-                    f"On the samples held out from the choice {winner.recipe} is {drop:.4f} below "
+                    f"On the samples held out from the choice {winner.title} is {drop:.4f} below "
                     "float32, more than was allowed: give more validation data."
                 )
         if not bench.metric.judges_truth:
@@ -294,8 +320,8 @@ class _Build:
             provenance=Provenance(
                 source_name=source.origin.name,
                 source_sha256=source.sha256,
-                recipe=variant.recipe.id,
-                calibration_sha256=self._calibration.sha256 if needs_ranges else None,
+                recipe=variant.title,
+                calibration_sha256=self._kitchen.calibration.sha256 if needs_ranges else None,
                 git_commit=git_commit(source.origin),
                 tools=tool_versions(),
             ),
@@ -342,3 +368,15 @@ def _relied_on(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
         return ()
     dot_products = sorted(VNNI & set(profile.cpu.features))
     return tuple(dot_products[:1])
+
+
+def _named(errors: Sequence[ErrorSample], labels: Sequence[str]) -> tuple[ErrorSample, ...]:
+    """With the names of the classes, where the request has them."""
+
+    def name(text: str) -> str:
+        return labels[int(text)] if text.isdigit() and int(text) < len(labels) else text
+
+    return tuple(
+        msgspec.structs.replace(error, expected=name(error.expected), got=name(error.got))
+        for error in errors
+    )

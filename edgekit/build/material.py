@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from edgekit.build.data import Data
+from edgekit.build.report import ModelCard
 from edgekit.build.samples import Sample
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -24,7 +25,7 @@ from edgekit_converters.proof import generated
 from edgekit_converters.sources import Source
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
-__all__ = ["Material", "gather"]
+__all__ = ["Material", "gather", "model_card"]
 
 _GENERATED: Final = 16
 """Inputs to make up where there are no data."""
@@ -149,3 +150,16 @@ def _axis_length(source: Source, feeds: Mapping[str, np.ndarray]) -> int:
         if index and isinstance(axis, str)
     ]
     return lengths[0] if lengths else 1
+
+
+def model_card(material: Material) -> ModelCard:
+    """The model as it was given, for the report."""
+    facts, signature = material.given_facts, material.source.signature
+    return ModelCard(
+        operators=dict(facts.operators),
+        opset=facts.opset,
+        parameters=facts.parameters,
+        size_bytes=facts.size_bytes,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Advance", "Progress", "Silent"]
+__all__ = ["Advance", "Progress", "Silent", "Stopwatch"]
 
 Advance = Callable[[int], None]
 """Report that so many more steps of a stage are done."""
@@ -24,3 +25,21 @@ class Silent:
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
         yield lambda steps: None
+
+
+class Stopwatch:
+    """Passes on to another, and keeps how long each stage took."""
+
+    def __init__(self, watch: Progress) -> None:
+        self._watch = watch
+        self.seconds: dict[str, float] = {}
+        """By title, in order of first appearance."""
+
+    @contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Advance]:
+        began = time.perf_counter()
+        try:
+            with self._watch.stage(title, total) as advance:
+                yield advance
+        finally:
+            self.seconds[title] = self.seconds.get(title, 0.0) + time.perf_counter() - began

@@ -34,27 +34,37 @@ class Calibration:
     sha256: str | None = None
     """Digest of the samples, see `samples.Digest`."""
 
+    @property
+    def widest(self) -> Mapping[str, Range]:
+        """Ranges that clip nothing, where they were estimated; else others."""
+        return self.ranges.get(Estimator.MINMAX) or next(iter(self.ranges.values()), {})
+
 
 def calibrate(
-    material: Material, estimators: tuple[Estimator, ...], *, scratch: Path, progress: Progress
+    material: Material,
+    estimators: tuple[Estimator, ...],
+    *,
+    scratch: Path,
+    progress: Progress,
+    model: Path | None = None,
 ) -> Calibration:
-    """Observe the normalized model over the calibration data, else over the validation data.
+    """Observe a model over the calibration data, else over the validation data.
 
-    Errors: `DataRejected`.
+    `model` is the normalized one where none is given. Errors: `DataRejected`.
     """
     data = material.calibration or material.validation
     if not estimators or data is None:
         return Calibration()
-    tensors = select_static(onnx.load_model(material.normalized.path), wide=True).observed
+    model = model or material.normalized.path
+    tensors = select_static(onnx.load_model(model), wide=True).observed
     feed = _Feed(data, material)
     with progress.stage("calibrating", data.count) as advance:
         try:
             statistics = observe(
-                material.normalized.path,
+                model,
                 tensors,
                 feed,
                 threads=len(os.sched_getaffinity(0)),
-                scratch=scratch,
                 advance=advance,
             )
         except InferenceFailed as error:

@@ -1,233 +1,254 @@
-"""The search: make every planned variant, measure it, and leave the rest to the choice.
+"""The search: which variants are worth full figures.
 
-Invariant: a variant is made in a child process and is used only after it has loaded and run there;
-whatever goes wrong with one is its reason for losing, never the build's.
+In rounds, each variant made, run on a few samples and timed briefly (`screen`):
+1. the simplest recipe of each family;
+2. the variations of those that gain most;
+3. tuning of the best: what makes it more accurate or faster at no price, then the nodes at the
+   model's ends, where a switch of number format costs least, kept in the wider format.
+What is left are the best few by the objective, which the bench measures in full; while the best of
+them lose too much accuracy, `Search.relieve` spares the nodes that quantization hurts most
+(`edgekit_converters.sensitivity`), twice as many each time.
+
+Invariant: only samples that the choice may see are looked at; the time is kept, but for the trial
+that is under way when it ends; every variant that was made is in the result with its figures.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+import onnx
 
-from edgekit.build.evaluate import Accuracy, measure_accuracy, measure_latencies
-from edgekit.build.metrics import Metric
-from edgekit.build.plan import ProfilePlan
-from edgekit.build.progress import Progress
-from edgekit.build.report import Candidate, Latency, Outcome
-from edgekit.build.samples import Sample
-from edgekit_contract.errors import Refused
-from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import isolation
-from edgekit_converters.calibration.estimators import Estimator, Range
-from edgekit_converters.recipes import find_recipe
-from edgekit_converters.recipes.recipe import Ingredients, Recipe
-from edgekit_runtime.session import SessionOptions, Tensors, open_session
+from edgekit.build.kitchen import Base, Kitchen
+from edgekit.build.progress import Advance, Progress
+from edgekit.build.request import Objective
+from edgekit.build.screen import Screen, Trial
+from edgekit_converters.recipes.recipe import Recipe
+from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
+from edgekit_converters.selection import select_static, weighted_names
+from edgekit_converters.sensitivity import NodeNoise, measure_noise
 
-__all__ = ["Kitchen", "Variant", "make_variants", "measure_variants"]
+__all__ = ["Search"]
 
-_MAKE_TIMEOUT_S: Final = 120.0
-_MAKERS: Final = 2
-"""Children at a time: each holds a few copies of the model."""
-_LATENCY_BUDGET_S: Final = 0.5
-_LATENCY_FEEDS: Final = 4
+_PARENTS: Final = 2
+"""Recipes whose variations are tried."""
+_CLOSER_DB: Final = 0.3
+"""What is worth a knob: less may be chance."""
+_FASTER: Final = 0.01
+"""As a part of the baseline's time: screening sees no less."""
+_ENDS: Final = (1, 2, 3, 4, 6)
+"""How many of the first nodes are tried in the wider format."""
+_HOPELESS_DB: Final = 0.0
+"""As much noise as signal: no tuning mends that."""
+_NOISE_SAMPLES: Final = 16
+_FINALISTS: Final = 6
+_EQUAL_SIZE: Final = 0.01
 
-
-@dataclass(frozen=True, kw_only=True)
-class Kitchen:
-    """What variants are made from."""
-
-    given: Path
-    normalized: Path
-    feeds: Path
-    """Tensor file of one sample: what a variant must run on before it is believed."""
-    ranges: Mapping[Estimator, Mapping[str, Range]]
-    scratch: Path
+_QUALITY: Final = (Knob.SMOOTHED, Knob.EQUALIZED, Knob.CORRECTED, Knob.RECONSTRUCTED)
+"""Knobs that cost no time on the device, in the order in which they build on each other."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    recipe: Recipe
-    path: Path
-    failure: str | None = None
-    """Why there is no usable file at `path`."""
+class Search:
+    """The search for one profile."""
 
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        kitchen: Kitchen,
+        screen: Screen,
+        *,
+        objective: Objective,
+        on_target: bool,
+        deadline: float,
+        progress: Progress,
+        scratch: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
+        self._by_size = objective is Objective.SIZE or not on_target
+        self._by_accuracy = objective is Objective.ACCURACY
+        self._deadline, self._clock, self._progress = deadline, clock, progress
+        self._advance: Advance = lambda steps: None
+        self._scratch = scratch
+        self._trials: dict[str, Trial] = {}
+        self._noise: dict[Base, tuple[NodeNoise, ...]] = {}
 
-def make_variants(
-    recipes: Sequence[Recipe], kitchen: Kitchen, *, progress: Progress
-) -> dict[str, Variant]:
-    """Variants by recipe id. A recipe that fails yields a variant with its reason."""
-    with (
-        progress.stage("making variants", len(recipes)) as advance,
-        ThreadPoolExecutor(_MAKERS) as pool,
-    ):
-        made = {}
-        for variant in pool.map(lambda recipe: _make(recipe, kitchen), recipes):
-            made[variant.recipe.id] = variant
-            advance(1)
-    return made
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All that was tried, in that order; the baseline first."""
+        return tuple(self._trials.values())
 
+    @property
+    def known_noise(self) -> tuple[NodeNoise, ...]:
+        """What was measured of the nodes, if anything; nothing is measured for this."""
+        return next((found for found in self._noise.values() if found), ())
 
-def _make(recipe: Recipe, kitchen: Kitchen) -> Variant:
-    out = kitchen.scratch / f"{recipe.id.replace('/', '_')}.onnx"
-    estimator = recipe.needs.estimator
-    ranges = kitchen.ranges.get(estimator, {}) if estimator is not None else {}
-    arguments = {
-        "recipe": recipe.id,
-        "given": str(kitchen.given),
-        "normalized": str(kitchen.normalized),
-        "ranges": {name: (r.low, r.high) for name, r in ranges.items()},
-        "feeds": str(kitchen.feeds),
-        "out": str(out),
-    }
-    bounds = isolation.limits_for(kitchen.given.stat().st_size, timeout_s=_MAKE_TIMEOUT_S)
-    try:
-        isolation.run(recipe.id, "edgekit.build.search:make", arguments, bounds)
-    except Refused as error:
-        return Variant(recipe=recipe, path=out, failure=_reason(error, out))
-    return Variant(recipe=recipe, path=out)
+    def explore(self) -> tuple[Trial, ...]:
+        """Search, and give the trials that are worth full figures, the best first."""
+        with self._progress.stage("searching", None) as self._advance:
+            self._explore()
+        return self._finalists()
 
+    def _explore(self) -> None:
+        simplest = [r for r in self._recipes if r.varies is None]
+        self._try(self._recipes[0])
+        self._try_all(simplest[1:])
+        for parent in self._best(self._trials.values())[:_PARENTS]:
+            self._try_all(r for r in self._recipes if r.varies == parent.variant.recipe.id)
+        tuned: set[str] = set()
+        for trial in self._best(self._trials.values()):
+            family = trial.variant.recipe.id.partition("/")[0]
+            if trial.variant.recipe.knobs and family not in tuned and not self._is_over():
+                tuned.add(family)
+                self._tune(trial)
 
-def _reason(error: Refused, out: Path) -> str:
-    """Without names of scratch files and the runtime's codes."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    return text.replace(f"{out.name} does not load", "does not load").rstrip(".")
+    def relieve(self, trial: Trial) -> Trial | None:
+        """A variation of `trial` with more of the nodes spared that quantization hurts most.
 
-
-def make(
-    *, recipe: str, given: str, normalized: str, ranges: Mapping[str, Any], feeds: str, out: str
-) -> None:
-    """In the child: make one variant, load it and run it once. Errors: whatever goes wrong."""
-    from edgekit_converters.tensorfile import read_tensors
-
-    find_recipe(recipe).make(
-        Ingredients(
-            given=Path(given),
-            normalized=Path(normalized),
-            ranges={name: Range(low, high) for name, (low, high) in ranges.items()},
-            out=Path(out),
+        None where there is nothing left to spare, or no time.
+        """
+        if self._is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
+            return None
+        spared = trial.variant.tuning.spared
+        ranked = [n.node for n in self.noise(trial.variant.tuning) if n.node not in spared]
+        more = ranked[: max(1, len(spared))]
+        if not more or len(more) == len(ranked):
+            return None
+        tuning = msgspec.structs.replace(
+            trial.variant.tuning, spared=tuple(sorted({*spared, *more}))
         )
-    )
-    open_session(RuntimeKind.ONNXRUNTIME, Path(out)).run(read_tensors(Path(feeds)))
+        return self._try(trial.variant.recipe, tuning)
 
-
-@dataclass(kw_only=True)
-class Bench:
-    """What variants are measured on; results are kept, since profiles share them."""
-
-    kind: RuntimeKind
-    baseline: Path
-    metric: Metric
-    samples: Callable[[], Iterable[Sample]]
-    count: int | None
-    """How many samples there are, for the progress, where that is known."""
-    progress: Progress
-    search_time_s: float
-    samples_seen: int = 0
-    _accuracies: dict[str, Accuracy] = field(default_factory=dict)
-    _latencies: dict[tuple[str, int], Latency] = field(default_factory=dict)
-    _feeds: list[Tensors] = field(default_factory=list)
-
-    def accuracies(self, variants: Mapping[str, Variant], threads: int) -> dict[str, Accuracy]:
-        """Accuracy of each variant that was made."""
-        wanted = {
-            name: variant.path
-            for name, variant in variants.items()
-            if variant.failure is None and name not in self._accuracies
-        }
-        if wanted:
-            with self.progress.stage("running the validation data", self.count) as advance:
-                self._accuracies |= measure_accuracy(
-                    wanted,
-                    baseline=self.baseline,
-                    kind=self.kind,
-                    options=SessionOptions(threads=threads),
-                    metric=self.metric,
-                    samples=self.samples,
-                    advance=advance,
+    def noise(self, tuning: Tuning = UNTUNED) -> tuple[NodeNoise, ...]:
+        """What quantizing each node adds, the noisiest first; empty without calibration."""
+        base = Base.of(tuning)
+        if base not in self._noise:
+            found = self._kitchen.base(base)
+            ranges = found[1].widest if found is not None else {}
+            self._noise[base] = ()
+            if found is not None and ranges:
+                model = onnx.load_model(found[0], load_external_data=False)
+                self._noise[base] = measure_noise(
+                    found[0],
+                    select_static(model),
+                    ranges,
+                    islice(self._kitchen.feeds(), _NOISE_SAMPLES),
+                    per_channel=True,
+                    threads=1,
+                    scratch=self._scratch,
                 )
-            self.samples_seen = max(a.samples for a in self._accuracies.values())
-        return {name: self._accuracies[name] for name in variants if name in self._accuracies}
+        return self._noise[base]
 
-    def latencies(self, variants: Mapping[str, Variant], threads: int) -> dict[str, Latency]:
-        """Latency of each variant against the baseline."""
-        if not self._feeds:
-            chosen = zip(range(_LATENCY_FEEDS), self.samples(), strict=False)
-            self._feeds = [sample.feeds for _, sample in chosen]
-        wanted = [name for name in variants if (name, threads) not in self._latencies]
-        title = f"measuring latency, {threads} thread{'s' if threads > 1 else ''}"
-        budget_s = min(_LATENCY_BUDGET_S * len(wanted), self.search_time_s / 2)
-        with self.progress.stage(title, None):
-            found = measure_latencies(
-                {name: variants[name].path for name in wanted},
-                baseline=self.baseline,
-                kind=self.kind,
-                options=SessionOptions(threads=threads),
-                feeds=self._feeds,
-                budget_s=budget_s,
-                clock=time.perf_counter,
-            )
-        for name, latency in found.items():
-            itself = variants[name].path == self.baseline
-            self._latencies[name, threads] = (
-                msgspec.structs.replace(latency, ratio=1.0, low=1.0, high=1.0)
-                if itself
-                else latency
-            )
-        return {name: self._latencies[name, threads] for name in variants}
+    def _is_over(self) -> bool:
+        return self._clock() >= self._deadline
 
+    def _try_all(self, recipes: Iterable[Recipe]) -> None:
+        for recipe in recipes:
+            if not self._is_over():
+                self._try(recipe)
 
-def measure_variants(
-    plan: ProfilePlan,
-    made: Mapping[str, Variant],
-    bench: Bench,
-    *,
-    threads: int,
-    max_drop: float,
-) -> tuple[Candidate, ...]:
-    """A profile's candidates with their figures, the baseline first, the skipped last.
+    def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Trial:
+        trial = self._screen.trial(self._kitchen.make(recipe, tuning))
+        if trial.title not in self._trials:
+            self._advance(1)
+        self._trials[trial.title] = trial
+        return trial
 
-    The latency of a variant that cannot be chosen for its accuracy is not measured.
-    """
-    variants = {recipe.id: made[recipe.id] for recipe in plan.recipes}
-    accuracies = bench.accuracies(variants, threads)
-    baseline = accuracies[plan.recipes[0].id]
-    worth = {
-        name: variants[name]
-        for name, accuracy in accuracies.items()
-        if accuracy.failure is None
-        and (
-            accuracy.score is None
-            or baseline.score is None
-            or accuracy.score.value >= baseline.score.value - max_drop - 1e-12
+    def key(self, trial: Trial) -> tuple[float, ...]:
+        """Less is better: by the objective first, as if accuracy could be mended."""
+        if self._by_accuracy:
+            return (-round(trial.closeness_db), trial.ratio, float(trial.size_bytes))
+        if self._by_size:
+            return (float(trial.size_bytes), -trial.closeness_db, trial.ratio)
+        return (trial.ratio, float(trial.size_bytes), -trial.closeness_db)
+
+    def _best(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that gain something over the baseline and are not beyond repair, best first."""
+        baseline = next(iter(self._trials.values()))
+        return sorted(
+            (
+                trial
+                for trial in trials
+                if trial.failure is None
+                and trial is not baseline
+                and trial.closeness_db > _HOPELESS_DB
+                and (
+                    trial.ratio < 1 - _FASTER
+                    or trial.size_bytes < baseline.size_bytes * (1 - _EQUAL_SIZE)
+                )
+            ),
+            key=self.key,
         )
-    }
-    latencies = bench.latencies(worth, threads)
-    skipped = tuple(
-        Candidate(recipe=s.recipe, outcome=Outcome.SKIPPED, reason=s.reason) for s in plan.skipped
-    )
-    return (
-        *(_candidate(v, accuracies.get(name), latencies.get(name)) for name, v in variants.items()),
-        *skipped,
-    )
+
+    def _tune(self, trial: Trial) -> None:
+        """Turn one knob after the other, and keep what gains."""
+        best = self._closest_sibling(trial)
+        knobs = best.variant.recipe.knobs
+        for knob in _QUALITY:
+            if knob in knobs:
+                best = self._better(best, self._turned(best, **{knob.value: True}))
+        if Knob.WIDE in knobs and not self._by_size:
+            best = self._better(best, self._turned(best, wide=True))
+        if Knob.SPARED in knobs and not self._by_size:
+            self._spare_ends(best)
+
+    def _closest_sibling(self, trial: Trial) -> Trial:
+        """Of the variations of one recipe that gain as much, the one with the least noise."""
+        recipe = trial.variant.recipe
+        parent = recipe.varies or recipe.id
+        able = [
+            other
+            for other in self._best(self._trials.values())
+            if parent in (other.variant.recipe.id, other.variant.recipe.varies)
+            and other.ratio <= trial.ratio + _FASTER
+            and other.size_bytes <= trial.size_bytes * (1 + _EQUAL_SIZE)
+        ]
+        return max(able, key=lambda other: other.closeness_db, default=trial)
+
+    def _turned(self, trial: Trial, **changed: object) -> Trial | None:
+        if self._is_over():
+            return None
+        tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
+        return self._try(trial.variant.recipe, tuning)
+
+    def _better(self, best: Trial, other: Trial | None) -> Trial:
+        """The other one if it gains in noise or in time and loses in neither."""
+        if other is None or other.failure is not None:
+            return best
+        faster = best.ratio - other.ratio
+        closer = other.closeness_db - best.closeness_db
+        gains = closer >= _CLOSER_DB or faster >= _FASTER
+        return other if gains and closer > -_CLOSER_DB and faster > -_FASTER else best
+
+    def _spare_ends(self, best: Trial) -> None:
+        """Keep the first few nodes, and the last, in the wider format."""
+        names = weighted_names(onnx.load_model(self._kitchen.normalized, load_external_data=False))
+        start = best
+        for count in _ENDS:
+            if count >= len(names) / 2:
+                break
+            other = self._turned(start, spared=tuple(sorted(names[:count])))
+            if other is None or other.failure or other.ratio > best.ratio + 3 * _FASTER:
+                break
+            best = self._better(best, other)
+        if len(names) > 2:
+            spared = {*best.variant.tuning.spared, names[-1]}
+            self._better(best, self._turned(best, spared=tuple(sorted(spared))))
+
+    def _finalists(self) -> tuple[Trial, ...]:
+        """The baseline, and those that no other beats in time, size and closeness at once."""
+        able = self._best(self._trials.values())
+        front = [t for t in able if not any(_beats(other, t) for other in able)]
+        return tuple(front[:_FINALISTS])
 
 
-def _candidate(variant: Variant, accuracy: Accuracy | None, latency: Latency | None) -> Candidate:
-    failure = variant.failure or (accuracy.failure if accuracy else None)
-    if failure is not None:
-        return Candidate(recipe=variant.recipe.id, outcome=Outcome.FAILED, reason=failure)
-    assert accuracy is not None
-    return Candidate(
-        recipe=variant.recipe.id,
-        outcome=Outcome.LOST,
-        size_bytes=variant.path.stat().st_size,
-        score=accuracy.score,
-        held_out=accuracy.held_out,
-        latency=latency,
-    )
+def _beats(other: Trial, trial: Trial) -> bool:
+    """At least as good in all, and better in one."""
+    mine = (trial.ratio - _FASTER, trial.size_bytes * (1 - _EQUAL_SIZE), -trial.closeness_db)
+    theirs = (other.ratio, float(other.size_bytes), -other.closeness_db)
+    return all(a <= b for a, b in zip(theirs, mine, strict=True)) and theirs != mine

@@ -14,6 +14,7 @@ from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.normalization import QUANTIZABLE_OPSET
 from edgekit_converters.qdq import Activations, Granularity, quantize_static
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
+from edgekit_converters.recipes.tuning import Knob
 from edgekit_converters.selection import STATIC_OPERATORS
 
 __all__ = ["RECIPES"]
@@ -47,8 +48,9 @@ def _recipe(
     granularity: Granularity, activations: Activations, reduced: bool, estimator: Estimator
 ) -> Recipe:
     arithmetic = activations.value + ("-reduced" if reduced else "")
+    family = f"int8-static/{granularity.value}/{arithmetic}"
     return Recipe(
-        id=f"int8-static/{granularity.value}/{arithmetic}/{estimator.value}",
+        id=f"{family}/{estimator.value}",
         title=f"8 bits, {_TITLES[granularity]}"
         + (", weights of 7 bits" if reduced else "")
         + f", ranges by {estimator.value}",
@@ -60,6 +62,9 @@ def _recipe(
         ),
         make=_make(granularity, activations, reduced),
         output_step=1 / 255,
+        knobs=frozenset({Knob.SPARED, Knob.WIDE, Knob.CORRECTED, Knob.RECONSTRUCTED})
+        | (frozenset() if granularity is Granularity.PER_CHANNEL else {Knob.EQUALIZED}),
+        varies=None if estimator is Estimator.MINMAX else f"{family}/{Estimator.MINMAX.value}",
     )
 
 

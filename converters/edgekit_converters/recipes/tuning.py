@@ -51,6 +51,10 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             parts.append(f"{len(self.spared)} spared")
         return ", ".join(parts)
 
+    def title_of(self, recipe: str) -> str:
+        """A variant's name: its recipe, and what the search changed about it."""
+        return f"{recipe} ({self.label})" if self.label else recipe
+
 
 UNTUNED: Final = Tuning()
 """A recipe as its id says."""

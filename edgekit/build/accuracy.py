@@ -1,0 +1,277 @@
+"""Run variants on data, in the runtime code that devices use: right numbers, and how good.
+
+Invariant: all variants and the baseline see the same samples in the same order; what is kept of
+them is flat in their number. With `MIN_HELD_OUT` samples or more every other one is held out from
+the search and the choice, and tells only how good the chosen variant is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
+from edgekit.build.report import ErrorSample, Score
+from edgekit.build.samples import Sample
+from edgekit_contract.errors import Refused
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import Session, SessionOptions, open_session
+
+__all__ = ["MIN_HELD_OUT", "Accuracy", "Contestant", "groups", "measure_accuracy", "truth"]
+
+MIN_HELD_OUT: Final = 100
+"""Samples from which on half are kept from the choice and used for the report alone."""
+_GROUP_BYTES: Final = 1 << 30
+"""Model files that are open at a time."""
+_WORST: Final = 5
+"""Samples that are remembered for having the greatest errors."""
+_FARTHEST_DB: Final = 200.0
+"""Nothing but noise, or, with the other sign, no noise at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What a pass over the data found of one variant."""
+
+    score: Score | None = None
+    held_out: Score | None = None
+    closeness_db: float | None = None
+    """Signal-to-noise ratio of the worst output against the baseline, on what the choice sees."""
+    errors: tuple[ErrorSample, ...] = ()
+    """Where it differs most from the baseline, the worst first."""
+    remarks: tuple[str, ...] = ()
+    samples: int = 0
+    failure: str | None = None
+    """Why the variant is unusable: it does not load, does not run, or gives wrong numbers."""
+
+
+class Contestant:
+    """A variant during the pass: its session, and its meters while it has not failed."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        *,
+        kind: RuntimeKind,
+        options: SessionOptions,
+        metric: Metric,
+    ) -> None:
+        self.name = name
+        self.failure: str | None = None
+        self.session: Session | None = None
+        self.whole: Meter = new_meter(metric)
+        self.parts = (new_meter(metric), new_meter(metric))
+        self.samples = 0
+        self._closeness = _Closeness()
+        self._selected = _Closeness()
+        self._worst: list[tuple[float, int, ErrorSample]] = []
+        try:
+            self.session = open_session(kind, path, options)
+        except Refused as error:
+            self.failure = str(error).rstrip(".")
+
+    def take(self, sample: Sample, baseline: Outputs) -> None:
+        """Run a sample and enter the outputs into the meters, unless it has failed before."""
+        if self.session is None or self.failure is not None:
+            return
+        try:
+            outputs = self.session.run(sample.feeds)
+        except Refused as error:
+            self.failure = str(error).rstrip(".")
+            return
+        self.failure = _wrong(outputs, baseline)
+        if self.failure is None:
+            self._enter(sample, outputs, baseline)
+            self.samples += 1
+
+    def _enter(self, sample: Sample, outputs: Outputs, baseline: Outputs) -> None:
+        half = self.samples % 2
+        for meter in (self.whole, self.parts[half]):
+            meter.add(outputs, baseline, sample.labels)
+        noise = self._closeness.add(outputs, baseline)
+        if half == 0:
+            self._selected.add(outputs, baseline)
+        if noise > 0:
+            entry = (noise, -self.samples, _error(self.samples, sample, outputs, baseline))
+            if len(self._worst) < _WORST:
+                heapq.heappush(self._worst, entry)
+            else:
+                heapq.heappushpop(self._worst, entry)
+
+    def close(self) -> Accuracy:
+        """What was found; the session ends."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+        if self.failure is not None:
+            return Accuracy(failure=self.failure)
+        is_split = self.samples >= MIN_HELD_OUT
+        selection, held_out = (part.score() for part in self.parts) if is_split else (None, None)
+        return Accuracy(
+            score=selection if is_split else self.whole.score(),
+            held_out=held_out,
+            closeness_db=(self._selected if is_split else self._closeness).decibels(),
+            errors=tuple(entry[2] for entry in sorted(self._worst, reverse=True)),
+            remarks=self.whole.remarks(),
+            samples=self.samples,
+        )
+
+
+class _Closeness:
+    """Sums of squares of the outputs and of their errors."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, got: Outputs, baseline: Outputs) -> float:
+        """Enter a sample; its greatest ratio of noise to signal over the outputs."""
+        worst = 0.0
+        for name, want in baseline.items():
+            noise, signal = _powers(got[name], want)
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + noise, before[1] + signal)
+            worst = max(worst, noise / signal if signal > 0 else noise)
+        return worst
+
+    def decibels(self) -> float | None:
+        if not self._sums:
+            return None
+        return min(_decibels(noise, signal) for noise, signal in self._sums.values())
+
+
+def _powers(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """Sum of squared errors and of squares; of what has no distance, counts."""
+    if want.dtype.kind != "f":
+        return float((got != want).sum()), float(want.size)
+    finite = np.isfinite(want)
+    wide = want[finite].astype(np.float64)
+    error = got[finite].astype(np.float64) - wide
+    return float(error @ error), float(wide @ wide)
+
+
+def _decibels(noise: float, signal: float) -> float:
+    if noise <= 0:
+        return _FARTHEST_DB
+    if signal <= 0:
+        return -_FARTHEST_DB
+    return float(np.clip(10 * np.log10(signal / noise), -_FARTHEST_DB, _FARTHEST_DB))
+
+
+def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> ErrorSample:
+    """How one sample differs, in words: the class where there is one, else the farthest element."""
+    name, want = next(iter(baseline.items()))
+    label = int(sample.labels[0]) if sample.labels is not None and len(sample.labels) else None
+    if want.dtype.kind == "f" and want.ndim == 2 and want.shape[-1] > 1:
+        row = int(np.argmax(np.abs(got[name] - want).max(axis=-1)))
+        ranked = np.sort(want[row])
+        if sample.labels is not None and row < len(sample.labels):
+            label = int(sample.labels[row])
+        return ErrorSample(
+            sample=index,
+            label=label,
+            expected=str(int(np.argmax(want[row]))),
+            got=str(int(np.argmax(got[name][row]))),
+            margin=float(ranked[-1] - ranked[-2]),
+        )
+    name = max(baseline, key=lambda n: _relative(got[n], baseline[n]))
+    wide = baseline[name].ravel()
+    if wide.dtype.kind == "f":
+        at = int(np.nanargmax(np.abs(got[name].ravel() - wide)))
+    else:
+        at = int(np.argmax(got[name].ravel() != wide))
+    return ErrorSample(
+        sample=index,
+        label=label,
+        expected=f"{name}[{at}] = {_shown(wide[at])}",
+        got=_shown(got[name].ravel()[at]),
+    )
+
+
+def _relative(got: np.ndarray, want: np.ndarray) -> float:
+    noise, signal = _powers(got, want)
+    return noise / signal if signal > 0 else noise
+
+
+def _shown(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _wrong(got: Outputs, baseline: Outputs) -> str | None:
+    """What no tolerance excuses: other outputs, shapes or types, or NaN where there was none."""
+    if list(got) != list(baseline):
+        return f"its outputs are {list(got)}, not {list(baseline)}"
+    for name, want in baseline.items():
+        array = got[name]
+        if array.shape != want.shape or array.dtype != want.dtype:
+            return f"output {name!r} is {array.dtype} {list(array.shape)}"
+        if array.dtype.kind == "f" and (~np.isfinite(array) & np.isfinite(want)).any():
+            return f"output {name!r} has NaN or infinity where float32 has none"
+    return None
+
+
+def measure_accuracy(
+    variants: Mapping[str, Path],
+    *,
+    baseline: Path,
+    kind: RuntimeKind,
+    options: SessionOptions,
+    metric: Metric,
+    samples: Callable[[], Iterable[Sample]],
+    advance: Callable[[int], None],
+) -> dict[str, Accuracy]:
+    """Run each variant and the baseline over the samples; the baseline may be among them.
+
+    With `MIN_HELD_OUT` samples or more, every other one is held out from `score`.
+    `advance` hears one step per sample and group. Errors: `Refused` where the baseline itself
+    fails, or the metric does not fit the data.
+    """
+    found: dict[str, Accuracy] = {}
+    for group in groups(variants):
+        reference = open_session(kind, baseline, options)
+        contestants = [
+            Contestant(name, variants[name], kind=kind, options=options, metric=metric)
+            for name in group
+        ]
+        # Nothing is timed here: contestants share the cores, each has its own session and meters.
+        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // options.threads)) as pool:
+            for index, sample in enumerate(samples()):
+                outputs = truth(reference, sample, index)
+                list(pool.map(lambda c, s=sample, t=outputs: c.take(s, t), contestants))
+                advance(1)
+        for contestant in contestants:
+            found[contestant.name] = contestant.close()
+        reference.close()
+    return found
+
+
+def truth(reference: Session, sample: Sample, index: int) -> Outputs:
+    """The baseline's outputs. Errors: `Refused` naming the sample."""
+    try:
+        return reference.run(sample.feeds)
+    except Refused as error:
+        raise Refused(
+            f"the model itself fails on sample {index} of the data ({str(error).rstrip('.')}): "
+            "check that sample."
+        ) from error
+
+
+def groups(variants: Mapping[str, Path]) -> list[list[str]]:
+    """Variants that are open together: as many as `_GROUP_BYTES` of model files allow."""
+    grouped: list[list[str]] = []
+    used = 0
+    for name, path in variants.items():
+        size = path.stat().st_size
+        if not grouped or used + size > _GROUP_BYTES:
+            grouped.append([])
+            used = 0
+        grouped[-1].append(name)
+        used += size
+    return grouped

@@ -1,0 +1,176 @@
+"""The contest of one profile: search, full figures, choice.
+
+Invariant: exactly one candidate is chosen, and every other says why not; those that the search left
+out carry the figures of the screen, which are of fewer samples and rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from edgekit.build.accuracy import Accuracy
+from edgekit.build.bench import Bench
+from edgekit.build.choice import Bounds, choose, is_tolerable
+from edgekit.build.kitchen import Variant
+from edgekit.build.plan import ProfilePlan
+from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
+from edgekit.build.request import Objective
+from edgekit.build.screen import Trial
+from edgekit.build.search import Search
+
+__all__ = ["Contest", "Verdict"]
+
+_RELIEFS: Final = 6
+"""Doublings of what is spared."""
+_LATENCY_SHARE: Final = 0.15
+"""Of the search time, for full latencies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How the contest of a profile ended."""
+
+    winner: Variant
+    candidates: tuple[Candidate, ...]
+    """The baseline first, what was not planned last."""
+    accuracy: Accuracy
+    """Of the winner."""
+    sensitivity: tuple[NodeSensitivity, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    plan: ProfilePlan
+    bench: Bench
+    threads: int
+    objective: Objective
+    bounds: Bounds
+    on_target: bool
+    search_time_s: float
+
+    def hold(self, search: Search) -> Verdict:
+        """Errors: `NothingFits`."""
+        finalists = list(search.explore())
+        baseline = search.trials[0]
+        self._accuracies([baseline, *finalists])
+        self._relieve(search, baseline, finalists)
+        ranked = [baseline, *finalists]
+        accuracies = self._accuracies(ranked)
+        worth = [t.variant for t in ranked if self._is_worth(accuracies, baseline, t)]
+        latencies = self.bench.latencies(
+            worth, self.threads, budget_s=self.search_time_s * _LATENCY_SHARE
+        )
+        judged = choose(
+            [_full(t, accuracies[t.title], latencies.get(t.title)) for t in ranked],
+            objective=self.objective,
+            bounds=self.bounds,
+            on_target=self.on_target,
+        )
+        chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)
+        winner = next(t for t in ranked if t.title == chosen.title)
+        left_out = [t for t in search.trials if t.title not in accuracies]
+        return Verdict(
+            winner=winner.variant,
+            candidates=(*judged, *(_left_out(t, winner) for t in left_out), *self._skipped()),
+            accuracy=accuracies[winner.title],
+            sensitivity=_sensitivity(search, winner.variant),
+        )
+
+    def _accuracies(self, trials: Sequence[Trial]) -> dict[str, Accuracy]:
+        return self.bench.accuracies([t.variant for t in trials], self.threads)
+
+    def _is_worth(self, found: dict[str, Accuracy], baseline: Trial, trial: Trial) -> bool:
+        """Whether its latency matters: what cannot be chosen for its accuracy is not timed."""
+        return trial is baseline or is_tolerable(
+            found[baseline.title].score,
+            found[trial.title].score,
+            self.bounds.max_drop,
+            margin=False,
+        )
+
+    def _relieve(self, search: Search, baseline: Trial, finalists: list[Trial]) -> None:
+        """While the finalists that come first lose too much, add ones with more nodes spared."""
+        truth = self._accuracies([baseline])[baseline.title].score
+        pending = list(finalists)
+        for _ in range(_RELIEFS):
+            if not pending:
+                return
+            first = pending.pop(0)
+            accuracy = self._accuracies([first])[first.title]
+            if accuracy.failure is None and is_tolerable(
+                truth, accuracy.score, self.bounds.max_drop
+            ):
+                return
+            relieved = search.relieve(first)
+            if relieved is None or relieved.failure is not None:
+                continue
+            self._accuracies([relieved])
+            finalists.append(relieved)
+            pending = sorted([relieved, *pending], key=search.key)
+
+    def _skipped(self) -> tuple[Candidate, ...]:
+        return tuple(
+            Candidate(recipe=s.recipe, outcome=Outcome.SKIPPED, reason=s.reason)
+            for s in self.plan.skipped
+        )
+
+
+def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidate:
+    variant, failure = trial.variant, trial.variant.failure or accuracy.failure
+    if failure is not None:
+        return Candidate(
+            recipe=variant.recipe.id,
+            tuning=variant.tuning,
+            outcome=Outcome.FAILED,
+            reason=failure,
+        )
+    return Candidate(
+        recipe=variant.recipe.id,
+        tuning=variant.tuning,
+        outcome=Outcome.LOST,
+        size_bytes=variant.path.stat().st_size,
+        score=accuracy.score,
+        held_out=accuracy.held_out,
+        closeness_db=accuracy.closeness_db,
+        latency=latency,
+    )
+
+
+def _left_out(trial: Trial, winner: Trial) -> Candidate:
+    """A trial that did not get as far as full figures."""
+    found = _full(trial, trial.accuracy, trial.latency)
+    if found.outcome is Outcome.FAILED:
+        return found
+    facts = []
+    if trial.closeness_db < winner.closeness_db:
+        facts.append(f"{winner.closeness_db - trial.closeness_db:.1f} dB noisier")
+    if trial.ratio > winner.ratio:
+        facts.append("slower")
+    if trial.size_bytes > winner.size_bytes:
+        facts.append("larger")
+    told = " and ".join(facts) or "no better"
+    return Candidate(
+        recipe=found.recipe,
+        tuning=found.tuning,
+        outcome=Outcome.LOST,
+        reason=f"left out after screening: {told} than the chosen",
+        size_bytes=found.size_bytes,
+        score=found.score,
+        closeness_db=found.closeness_db,
+        latency=found.latency,
+    )
+
+
+def _sensitivity(search: Search, winner: Variant) -> tuple[NodeSensitivity, ...]:
+    return tuple(
+        NodeSensitivity(
+            node=noise.node,
+            operator=noise.operator,
+            noise_db=noise.noise_db,
+            spared=noise.node in winner.tuning.spared,
+            parameters=noise.parameters,
+        )
+        for noise in search.known_noise
+    )

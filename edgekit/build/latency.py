@@ -1,0 +1,139 @@
+"""How fast variants are: timed turn by turn with the baseline, in the runtime code of devices.
+
+Invariant: every round gives the baseline and each variant a turn, so that a noisy machine is noisy
+for all; what counts is the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edgekit.build.accuracy import groups
+from edgekit.build.report import Latency
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import SessionOptions, Tensors, open_session
+
+__all__ = ["Clock", "measure_latencies", "ratio_of"]
+
+_ROUND_S: Final = 0.004
+"""A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
+_MIN_ROUNDS: Final = 15
+_MAX_ROUNDS: Final = 200
+_LOOK_EVERY: Final = 15
+_PRECISE: Final = 0.01
+"""Width of the ratio's interval, as a part of it, at which measuring ends early."""
+_HOPELESS: Final = 1.2
+"""So much slower than the best so far, and sure of it: no need to know it better."""
+_BASELINE: Final = ""
+"""The baseline's name in a race; no recipe has it."""
+_WARM_UP_RUNS: Final = 3
+_RESAMPLES: Final = 1000
+
+Clock = Callable[[], float]
+
+
+def measure_latencies(
+    variants: Mapping[str, Path],
+    *,
+    baseline: Path,
+    kind: RuntimeKind,
+    options: SessionOptions,
+    feeds: Sequence[Tensors],
+    budget_s: float,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time variants against the baseline, in rounds in which each has its turn.
+
+    About `budget_s` in all. A variant leaves early once its ratio is known well, or is surely much
+    worse than the best. Errors: `Refused` where one does not run.
+    """
+    found: dict[str, Latency] = {}
+    names = groups(variants)
+    for group in names:
+        paths = {_BASELINE: baseline, **{name: variants[name] for name in group}}
+        racers = {name: _Racer(path, kind, options, feeds, clock) for name, path in paths.items()}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in group}
+        running = list(group)
+        ends = clock() + budget_s / len(names)
+        rounds = 0
+        while running and (rounds < _MIN_ROUNDS or (clock() < ends and rounds < _MAX_ROUNDS)):
+            order = [_BASELINE, *running]
+            turn = rounds % len(order)
+            tensors = feeds[rounds % len(feeds)]
+            spent = {name: racers[name].run(tensors) for name in (*order[turn:], *order[:turn])}
+            for name in running:
+                times[name].append((spent[_BASELINE], spent[name]))
+            rounds += 1
+            if rounds % _LOOK_EVERY == 0:
+                found |= {name: ratio_of(times[name]) for name in running}
+                known = _known(found, running)
+                running = [name for name in running if name not in known]
+        found |= {name: ratio_of(times[name]) for name in group}
+        for racer in racers.values():
+            racer.session.close()
+    return found
+
+
+class _Racer:
+    """A session and how often it runs in a turn."""
+
+    def __init__(
+        self,
+        path: Path,
+        kind: RuntimeKind,
+        options: SessionOptions,
+        feeds: Sequence[Tensors],
+        clock: Clock,
+    ) -> None:
+        self.session = open_session(kind, path, options)
+        self._clock = clock
+        self._repeats = 1
+        last = 0.0
+        for index in range(_WARM_UP_RUNS):
+            last = self.run(feeds[index % len(feeds)])
+        self._repeats = max(1, int(_ROUND_S / max(last, 1e-7)))
+
+    def run(self, tensors: Tensors) -> float:
+        """Seconds of one run, the mean of a turn."""
+        began = self._clock()
+        for _ in range(self._repeats):
+            self.session.run(tensors)
+        return (self._clock() - began) / self._repeats
+
+
+def _known(found: Mapping[str, Latency], running: Sequence[str]) -> set[str]:
+    """Those whose ratio is precise, or whose interval is far above the best's."""
+    best = min(latency.high for latency in found.values())
+    return {
+        name
+        for name in running
+        if found[name].high - found[name].low < _PRECISE * found[name].ratio
+        or found[name].low > _HOPELESS * best
+    }
+
+
+def ratio_of(times: Sequence[tuple[float, float]]) -> Latency:
+    """Seconds of (baseline, variant) per round to a latency with the interval of their ratio.
+
+    Source: Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3
+    (percentile interval).
+    """
+    pairs = np.asarray(times, np.float64)
+    ratios = pairs[:, 1] / np.maximum(pairs[:, 0], 1e-12)
+    random = np.random.default_rng(0)
+    resampled = np.median(
+        ratios[random.integers(0, len(ratios), (_RESAMPLES, len(ratios)))], axis=1
+    )
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Latency(
+        median_ms=float(np.median(pairs[:, 1]) * 1e3),
+        ratio=float(np.median(ratios)),
+        low=float(low),
+        high=float(high),
+        rounds=len(pairs),
+    )

@@ -1,0 +1,131 @@
+"""The screen: quick figures of a variant, on a few samples of those that the choice may see.
+
+Invariant: nothing held out from the choice is looked at; samples and the baseline's outputs are
+kept within `_KEPT_BYTES`. Figures are good for leaving variants out, not for choosing one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from edgekit.build.accuracy import Accuracy, Contestant, truth
+from edgekit.build.kitchen import Variant
+from edgekit.build.latency import measure_latencies
+from edgekit.build.metrics import Metric, Outputs
+from edgekit.build.report import Latency
+from edgekit.build.samples import Sample
+from edgekit_contract import limits
+from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.session import SessionOptions, Tensors, open_session
+
+__all__ = ["Screen", "Trial"]
+
+_KEPT_BYTES: Final = 64 * limits.MIB
+_LEAST, _MOST = 8, 64
+_BASELINE_S: Final = 0.4
+"""How long the baseline may take over the samples."""
+_RACE_S: Final = 0.2
+_RACE_FEEDS: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A variant and its quick figures."""
+
+    variant: Variant
+    accuracy: Accuracy
+    latency: Latency | None = None
+    size_bytes: int = 0
+
+    @property
+    def title(self) -> str:
+        return self.variant.title
+
+    @property
+    def failure(self) -> str | None:
+        return self.variant.failure or self.accuracy.failure
+
+    @property
+    def ratio(self) -> float:
+        """Time to the baseline's; 1 where nothing was measured."""
+        return self.latency.ratio if self.latency is not None else 1.0
+
+    @property
+    def closeness_db(self) -> float:
+        return self.accuracy.closeness_db if self.accuracy.closeness_db is not None else 0.0
+
+
+class Screen:
+    """Samples, and what the baseline makes of them."""
+
+    def __init__(
+        self,
+        samples: Iterable[Sample],
+        *,
+        baseline: Path,
+        kind: RuntimeKind,
+        metric: Metric,
+        options: SessionOptions,
+    ) -> None:
+        """Takes every other sample, as the choice does, until there are enough of them."""
+        self._baseline, self._kind, self._metric, self._options = baseline, kind, metric, options
+        self._kept: list[tuple[Sample, Outputs]] = []
+        self._trials: dict[tuple[str, object], Trial] = {}
+        session = open_session(kind, baseline, options)
+        spent_s, kept_bytes = 0.0, 0
+        for index, sample in enumerate(islice(samples, 0, 2 * _MOST, 2)):
+            began = time.perf_counter()
+            outputs = truth(session, sample, 2 * index)
+            spent_s += time.perf_counter() - began
+            kept_bytes += sum(a.nbytes for a in (*sample.feeds.values(), *outputs.values()))
+            self._kept.append((sample, outputs))
+            if kept_bytes > _KEPT_BYTES or (index + 1 >= _LEAST and spent_s > _BASELINE_S):
+                break
+        session.close()
+
+    @property
+    def feeds(self) -> list[Tensors]:
+        """A few samples to time with."""
+        return [sample.feeds for sample, _ in self._kept[:_RACE_FEEDS]]
+
+    def trial(self, variant: Variant) -> Trial:
+        """The figures of a variant, measured once."""
+        key = (variant.recipe.id, variant.tuning)
+        if key not in self._trials:
+            self._trials[key] = self._measured(variant)
+        return self._trials[key]
+
+    def _measured(self, variant: Variant) -> Trial:
+        if variant.failure is not None:
+            return Trial(variant=variant, accuracy=Accuracy(failure=variant.failure))
+        contestant = Contestant(
+            variant.title,
+            variant.path,
+            kind=self._kind,
+            options=self._options,
+            metric=self._metric,
+        )
+        for sample, outputs in self._kept:
+            contestant.take(sample, outputs)
+        accuracy = contestant.close()
+        if accuracy.failure is not None:
+            return Trial(variant=variant, accuracy=accuracy)
+        latency = measure_latencies(
+            {variant.title: variant.path},
+            baseline=self._baseline,
+            kind=self._kind,
+            options=self._options,
+            feeds=self.feeds,
+            budget_s=_RACE_S,
+        )[variant.title]
+        return Trial(
+            variant=variant,
+            accuracy=accuracy,
+            latency=latency,
+            size_bytes=variant.path.stat().st_size,
+        )
