@@ -6,10 +6,7 @@ gives the same rows. An `.npz` is read member by member, also where it is compre
 
 from __future__ import annotations
 
-import importlib
-import re
 import struct
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +16,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
+from edgekit.build.callables import is_callable_name, load_callable
 from edgekit.build.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_rows
 from edgekit.build.samples import DataRejected, Row, Sample, fit
 from edgekit_contract.errors import Misused
@@ -26,7 +24,6 @@ from edgekit_contract.manifest import Preprocess, TensorSpec
 
 __all__ = ["Data", "open_data"]
 
-_CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 _READ_BYTES: Final = 1 << 18
 _DAMAGED: Final = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error)
 
@@ -64,7 +61,7 @@ def open_data(name: str, *, preprocess: Sequence[Preprocess] = ()) -> Data:
         return _open_directory(path, preprocess)
     if path.is_file():
         return _open_npz(path, title=name)
-    if _CALLABLE.match(name):
+    if is_callable_name(name):
         return _open_callable(name)
     raise Misused(f"{name} is no data: give an .npz file, a directory, or package.module:callable.")
 
@@ -93,18 +90,7 @@ def _open_directory(path: Path, preprocess: Sequence[Preprocess]) -> Data:
 
 
 def _open_callable(name: str) -> Data:
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a console script does not look where the user is
-    try:
-        target: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            target = getattr(target, part)
-    except Exception as error:  # the user's own code
-        what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        raise Misused(f"{name} cannot be imported ({what}): check that module.") from error
-    if not callable(target):
-        raise Misused(f"{name} is not callable: give a function that yields dicts of arrays.")
+    target = load_callable(name, wanted="a function that yields dicts of arrays")
 
     def rows() -> Iterator[Row]:
         index = 0
@@ -119,7 +105,7 @@ def _open_callable(name: str) -> Data:
                 index += 1
         except DataRejected:
             raise
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             raise DataRejected(
                 f"{name} raised {type(error).__name__} at sample {index}: {error}."
             ) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.build.callables import is_callable_name
 from edgekit.build.metrics import AUTO, DEFAULTS, MetricOptions, check_metric
 from edgekit.release.keys import PrivateKey
 from edgekit_contract import names
@@ -65,7 +67,8 @@ class BuildRequest:
         if len(set(repeated)) != len(repeated):
             raise Misused(f"a profile is named twice: {', '.join(sorted(repeated))}.")
         check_metric(self.metric)
-        if not 0 <= self.max_drop <= 1:
+        most = math.inf if is_callable_name(self.metric) else 1
+        if not 0 <= self.max_drop <= most:
             raise Misused(f"--max-drop {self.max_drop} is not between 0 and 1 (or 0% and 100%).")
         if not self.search_time_s > 0:
             raise Misused(f"a search of {self.search_time_s} s: give more than 0.")

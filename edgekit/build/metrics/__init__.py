@@ -7,12 +7,13 @@ Invariant: every score is greater-is-better, and its drop can be held against `-
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edgekit.build.metrics import classification, closeness
+from edgekit.build.callables import is_callable_name
+from edgekit.build.metrics import classification, closeness, detection, ranking, sequences
+from edgekit.build.metrics.custom import custom, load_metric
 from edgekit.build.metrics.intervals import wilson_interval
 from edgekit.build.metrics.meter import Meter, Outputs, Score
 from edgekit.build.metrics.options import DEFAULTS, MetricOptions
@@ -34,13 +35,18 @@ __all__ = [
 ]
 
 AUTO: Final = "auto"
-_CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\Z")
 
 METRICS: Final[Mapping[str, Callable[[MetricOptions], Meter]]] = {
     "top1": classification.top1,
+    "top5": classification.top5,
+    "f1": classification.f1,
+    "auc": ranking.auc,
     "agreement": classification.agreement,
     "r2": closeness.r2,
     "cosine": closeness.cosine,
+    "mse": closeness.mse,
+    "detection": detection.detection,
+    "ctc": sequences.ctc,
 }
 """The metrics that have a name."""
 
@@ -58,13 +64,13 @@ class Metric:
         return self.name not in _AGAINST_FLOAT
 
 
-_AGAINST_FLOAT: Final = frozenset({"agreement", "r2", "cosine"})
+_AGAINST_FLOAT: Final = frozenset({"agreement", "r2", "cosine", "mse", "detection"})
 
 
 def check_metric(name: str) -> None:
     """Errors: `Misused` for what is neither `auto`, nor a metric, nor names a callable."""
     known = (AUTO, *METRICS)
-    if name in known or _CALLABLE.match(name):
+    if name in known or is_callable_name(name):
         return
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -82,8 +88,11 @@ def resolve_metric(
 ) -> Metric:
     """`auto` by what there is: labels, classes as output, or neither.
 
-    `outputs` are float32's for some sample.
+    `outputs` are float32's for some sample. Errors: `Misused` for a callable that is none,
+    `Refused` for an output that is none.
     """
+    if is_callable_name(asked):
+        load_metric(asked)
     if asked != AUTO:
         return Metric(name=asked, options=options)
     if labelled:
@@ -94,4 +103,5 @@ def resolve_metric(
 
 def new_meter(metric: Metric) -> Meter:
     """A meter that has seen nothing."""
-    return METRICS[metric.name](metric.options)
+    make = METRICS.get(metric.name)
+    return custom(metric.name) if make is None else make(metric.options)

@@ -16,20 +16,20 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["REPLICATES", "Replicates", "percentile_interval", "wilson_interval"]
+__all__ = ["REPLICATES", "Replicates", "Z", "percentile_interval", "wilson_interval"]
 
 REPLICATES: Final = 200
 """Resamples: the ends of a 95% interval are then means of the 5 outermost, about."""
-_Z: Final = 1.959963984540054
+Z: Final = 1.959963984540054
 """Two-sided 95% of the normal distribution."""
 _SEED: Final = 0
 
 
 def wilson_interval(hits: float, rows: int) -> tuple[float, float]:
     """95% confidence interval of a share."""
-    share, z2 = hits / rows, _Z * _Z
+    share, z2 = hits / rows, Z * Z
     centre = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = _Z / (1 + z2 / rows) * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
+    half = Z / (1 + z2 / rows) * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows * rows))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -45,6 +45,7 @@ class Replicates:
     def __init__(self) -> None:
         self._random = np.random.default_rng(_SEED)
         self._sums: np.ndarray | None = None
+        self._drawn = np.zeros(1 + REPLICATES)
         self.samples = 0
 
     def add(self, statistics: np.ndarray) -> None:
@@ -52,6 +53,7 @@ class Replicates:
         weights = np.append(1, self._random.poisson(1.0, REPLICATES)).astype(np.float64)
         weighed = np.multiply.outer(weights, statistics)
         self._sums = weighed if self._sums is None else self._sums + weighed
+        self._drawn += weights
         self.samples += 1
 
     @property
@@ -69,10 +71,8 @@ class Replicates:
         """
         if self.samples < 2:
             return None, None
-        # a resample that draws no sample at all has no sums to speak of; more samples, fewer such
-        drawn = self._all[1:][np.any(self._all[1:] != 0, axis=tuple(range(1, self._all.ndim)))]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return percentile_interval(statistic(drawn))
+        drawn = self._all[1:][self._drawn[1:] > 0]  # of few samples a resample may draw none
+        return percentile_interval(statistic(drawn))
 
     @property
     def _all(self) -> np.ndarray:
