@@ -65,6 +65,7 @@ def calibrate(
                 tensors,
                 feed,
                 threads=len(os.sched_getaffinity(0)),
+                scratch=scratch,
                 advance=advance,
             )
         except InferenceFailed as error:

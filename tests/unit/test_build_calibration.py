@@ -65,7 +65,7 @@ def test_memory_is_flat_in_the_number_of_samples() -> None:
         statistics.observe((random.standard_normal(5000) * scale).astype(np.float32))
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert kept < 100_000
+    assert kept < 300_000
     assert statistics.observations == 220
 
 
@@ -82,14 +82,14 @@ def observed(*samples: np.ndarray) -> TensorStatistics:
 
 def test_minmax_keeps_every_value() -> None:
     values = normal()
-    found = estimate(observed(*np.split(values, 20)), Estimator.MINMAX)
+    found = estimate(observed(*np.split(values, 100)), Estimator.MINMAX)
     assert found is not None
     assert (found.low, found.high) == (values.min(), values.max())
 
 
 def test_percentile_agrees_with_numpy_within_a_bin() -> None:
     values = normal()
-    statistics = observed(*np.split(values, 20))
+    statistics = observed(*np.split(values, 100))
     found = estimate(statistics, Estimator.PERCENTILE)
     low, high = np.percentile(values, [0.005, 99.995])
     assert found is not None
@@ -100,7 +100,7 @@ def test_percentile_agrees_with_numpy_within_a_bin() -> None:
 def test_percentile_cuts_a_lone_outlier_and_minmax_does_not() -> None:
     values = normal()
     values[7] = 1000.0
-    statistics = observed(*np.split(values, 20))
+    statistics = observed(*np.split(values, 100))
     cut, kept = (estimate(statistics, e) for e in (Estimator.PERCENTILE, Estimator.MINMAX))
     assert cut is not None and kept is not None
     assert cut.high < 10 and kept.high == 1000
@@ -108,7 +108,7 @@ def test_percentile_cuts_a_lone_outlier_and_minmax_does_not() -> None:
 
 def test_mse_range_is_nearly_the_best_that_shrinking_finds() -> None:
     values = np.random.default_rng(2).standard_t(3, 100_000).astype(np.float32)
-    found = estimate(observed(*np.split(values, 10)), Estimator.MSE)
+    found = estimate(observed(*np.split(values, 50)), Estimator.MSE)
     assert found is not None
 
     def error(low: float, high: float) -> float:

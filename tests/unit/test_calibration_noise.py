@@ -13,7 +13,7 @@ from edgekit_converters.calibration.statistics import TensorStatistics
 
 def observed(values: np.ndarray) -> TensorStatistics:
     statistics = TensorStatistics()
-    for part in np.array_split(values.astype(np.float32), 3):
+    for part in np.array_split(values.astype(np.float32), 40):
         statistics.observe(part)
     return statistics
 

@@ -50,8 +50,7 @@ def _minmax(statistics: TensorStatistics) -> tuple[float, float]:
 
 def _moving_average(statistics: TensorStatistics) -> tuple[float, float]:
     """The mean of the observations' extremes: a moving average that sample order cannot sway."""
-    count = statistics.observations
-    return statistics.sum_low / count, statistics.sum_high / count
+    return statistics.mean_low, statistics.mean_high
 
 
 def _percentile(statistics: TensorStatistics) -> tuple[float, float]:

@@ -20,8 +20,13 @@ BINS: Final = 2048
 """Most bins of a histogram; between half of it and all of it are in use."""
 _FINEST: Final = -100
 """Exponent of the least bin width: float32 values nearer than that are one."""
-MAX_COUNTED: Final = 1 << 15
-"""Values of one observation that a histogram counts; of more, an even selection. Range: all."""
+COUNTED: Final = 1 << 11
+"""Values of one observation that a histogram counts; of twice as many, an even selection.
+Extremes are of all."""
+_GATHERED: Final = 1 << 14
+"""Values that wait to be counted together: a call costs more than a thousand values."""
+_QUANTUM: Final = 149
+"""All float32 values are multiples of 2^-149, so that sums of them can be exact."""
 
 
 class Histogram:
@@ -50,26 +55,32 @@ class Histogram:
     @property
     def counts_but_zeros(self) -> np.ndarray:
         """Counts without the values that are exactly zero."""
-        counts = self.counts.copy()
+        counts: np.ndarray = self.counts.copy()
         if self.zeros:
             counts[-self.first] -= self.zeros
         return counts
 
     def add(self, values: np.ndarray) -> None:
-        """Count finite float values, of any shape."""
+        """Count float values, of any shape; NaN and infinity are passed over."""
         if not values.size:
             return
-        self.zeros += values.size - int(np.count_nonzero(values))
-        low, high = float(values.min()), float(values.max())
+        least, greatest = float(values.min()), float(values.max())
+        if not math.isfinite(greatest - least):
+            self.add(values[np.isfinite(values)])
+            return
+        self.zeros += int(np.count_nonzero(values == 0))
+        low, high = least, greatest
         if len(self.counts):
             low = min(low, self.first * self.width)
             high = max(high, (self.first + len(self.counts) - 1) * self.width)
         self._coarsen(max(self.exponent, _exponent(low, high)))
-        # a product with a power of two is exact, so floor() is, too
-        scaled = np.multiply(values, math.ldexp(1.0, -self.exponent), dtype=np.float64)
-        indices = np.floor(scaled, out=scaled).astype(np.int64).ravel()
-        start = int(indices.min())
-        self._count(start, np.bincount(indices - start))
+        # A product with a power of two is exact, and so are floor() and the difference of whole
+        # numbers; only a factor below 1 may take a float32 out of the normal numbers.
+        dtype = np.float64 if self.exponent > 0 else values.dtype
+        scaled = np.multiply(values, math.ldexp(1.0, -self.exponent), dtype=dtype)
+        start = math.floor(math.ldexp(least, -self.exponent))
+        np.subtract(np.floor(scaled, out=scaled), start, out=scaled)
+        self._count(start, np.bincount(scaled.ravel().astype(np.intp)))
 
     def merge(self, other: Histogram) -> None:
         if not len(other.counts):
@@ -101,6 +112,9 @@ class Histogram:
         """Add counts of the bins from `start` on, making room on either side."""
         if not len(self.counts):
             self.first, self.counts = start, counts.astype(np.int64)
+            return
+        if self.first <= start and start + len(counts) <= self.first + len(self.counts):
+            self.counts[start - self.first :][: len(counts)] += counts
             return
         first = min(self.first, start)
         last = max(self.first + len(self.counts), start + len(counts))
@@ -140,16 +154,32 @@ def _coarse(counts: np.ndarray, first: int, doublings: int) -> tuple[np.ndarray,
 class TensorStatistics:
     """All that estimators need of one tensor, gathered in one pass."""
 
-    low: float = math.inf
-    high: float = -math.inf
+    low: float = 0.0
+    high: float = 0.0
+    """Least and greatest value, zero among them: a range holds it in any case."""
     observations: int = 0
-    sum_low: float = 0.0
-    sum_high: float = 0.0
-    """Sums of each observation's least and greatest value, for the moving average."""
+    sum_low: int = 0
+    sum_high: int = 0
+    """Sums of each observation's `low` and `high` in units of 2^-149: whole numbers, so exact."""
     not_finite: int = 0
 
     def __post_init__(self) -> None:
-        self.histogram = Histogram()
+        self._histogram = Histogram()
+        self._waiting: list[np.ndarray] = []
+        self._waiting_values = 0
+
+    @property
+    def histogram(self) -> Histogram:
+        self._count_waiting()
+        return self._histogram
+
+    @property
+    def mean_low(self) -> float:
+        return self.sum_low / (self.observations << _QUANTUM)
+
+    @property
+    def mean_high(self) -> float:
+        return self.sum_high / (self.observations << _QUANTUM)
 
     def observe(self, values: np.ndarray) -> None:
         """Take in one observation: a tensor of any shape. NaN and infinity are only counted."""
@@ -163,11 +193,25 @@ class TensorStatistics:
             if not finite.size:
                 return
             flat, low, high = finite, float(finite.min()), float(finite.max())
+        self.observe_part(low, high, flat)
+
+    def observe_part(self, low: float, high: float, values: np.ndarray) -> None:
+        """Take in one observation of which the extremes are known, and some finite values."""
+        low, high = min(low, 0.0), max(high, 0.0)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.observations += 1
-        self.sum_low += low
-        self.sum_high += high
-        self.histogram.add(_selection(flat))
+        self.sum_low += int(math.ldexp(low, _QUANTUM))
+        self.sum_high += int(math.ldexp(high, _QUANTUM))
+        counted = _selection(values.reshape(-1))
+        self._waiting.append(counted.astype(np.float32, copy=False))
+        self._waiting_values += counted.size
+        if self._waiting_values >= _GATHERED:
+            self._count_waiting()
+
+    def _count_waiting(self) -> None:
+        if self._waiting:
+            self._histogram.add(np.concatenate(self._waiting))
+            self._waiting, self._waiting_values = [], 0
 
     def merge(self, other: TensorStatistics) -> None:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
@@ -180,5 +224,5 @@ class TensorStatistics:
 
 def _selection(flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """An even selection; the step is odd, so that it does not keep to one channel of NHWC."""
-    step = flat.size // MAX_COUNTED
+    step = flat.size // COUNTED
     return flat if step < 2 else flat[:: step | 1]
