@@ -240,6 +240,7 @@ class _Build:
             screen,
             objective=self._request.objective,
             on_target=on_target,
+            is_asked=bool(self._request.recipes),
             deadline=time.monotonic() + left_s / to_come,
             progress=self._watch,
             scratch=self._scratch,

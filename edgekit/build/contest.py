@@ -6,7 +6,7 @@ out carry the figures of the screen, which are of fewer samples and rounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,7 +73,11 @@ class Contest:
         left_out = [t for t in search.trials if t.title not in accuracies]
         return Verdict(
             winner=winner.variant,
-            candidates=(*judged, *(_left_out(t, winner) for t in left_out), *self._skipped()),
+            candidates=(
+                *judged,
+                *(_left_out(t, winner) for t in left_out),
+                *self._skipped(search.untried()),
+            ),
             accuracy=accuracies[winner.title],
             sensitivity=_sensitivity(search, winner.variant),
         )
@@ -110,10 +114,11 @@ class Contest:
             finalists.append(relieved)
             pending = sorted([relieved, *pending], key=search.key)
 
-    def _skipped(self) -> tuple[Candidate, ...]:
+    def _skipped(self, untried: Mapping[str, str]) -> tuple[Candidate, ...]:
+        reasons = {**untried, **{s.recipe: s.reason for s in self.plan.skipped}}
         return tuple(
-            Candidate(recipe=s.recipe, outcome=Outcome.SKIPPED, reason=s.reason)
-            for s in self.plan.skipped
+            Candidate(recipe=recipe, outcome=Outcome.SKIPPED, reason=reason)
+            for recipe, reason in reasons.items()
         )
 
 

@@ -1,16 +1,17 @@
 """The material of a build: a model that has run, and data that fit it.
 
 Invariant: a stranger's model is loaded and run for the first time in a child process, on the first
-sample of the data or on made-up inputs; what gets here has done so.
+samples of the data or on made-up inputs; what gets here has done so, and gave numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edgekit.build.data import Data
@@ -21,7 +22,7 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.facts import ModelFacts, read_facts
 from edgekit_converters.normalization import Normalized, normalize
-from edgekit_converters.proof import generated
+from edgekit_converters.proof import Tried, generated
 from edgekit_converters.sources import Source
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
@@ -29,6 +30,8 @@ __all__ = ["Material", "gather", "model_card"]
 
 _GENERATED: Final = 16
 """Inputs to make up where there are no data."""
+_TRIALS: Final = 4
+"""Samples that each step of normalization is proved on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,8 @@ class Material:
     axis_length: int
     labelled: bool
     """Whether the data tell the class of each row."""
+    remarks: tuple[str, ...] = ()
+    """What the first runs showed, a sentence each."""
 
     @property
     def data(self) -> Data | None:
@@ -80,57 +85,61 @@ def gather(
     *,
     normalizes: bool,
     scratch: Path,
+    run: isolation.Run = isolation.run,
 ) -> Material:
     """Try the model on the data, and normalize it if that is wanted.
 
-    Errors: `Refused`, `DataRejected`.
+    Errors: `Refused`, also where all that it gives is NaN; `DataRejected`.
     """
     inputs = source.signature.inputs
-    feeds, reference = scratch / "feeds.npz", scratch / "reference.npz"
     data = validation or calibration
     if calibration is not None:
         calibration.first(inputs)
     labelled = False
+    given = []
     if data is not None:
-        first = data.first(inputs)
-        labelled = first.labels is not None
-        write_tensors(feeds, first.feeds)
-    _run_once(source, feeds, reference, has_feeds=data is not None)
+        labelled = data.first(inputs).labels is not None
+        for index, sample in enumerate(data.samples(inputs, limit=_TRIALS)):
+            given.append(scratch / f"sample{index}.npz")
+            write_tensors(given[-1], sample.feeds)
+    tried = _try_out(source, given, scratch, run)
+    references = [read_tensors(Path(trial.reference)) for trial in tried.trials]
     normalized = Normalized(path=source.path, steps=(), remarks=())
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
-        if normalizes:
-            normalized = normalize(source.path, feeds=feeds, reference=reference, scratch=scratch)
+        if normalizes and tried.repeats:
+            normalized = normalize(source.path, trials=tried.trials, scratch=scratch, run=run)
         given_facts, normalized_facts = read_facts(source.path), read_facts(normalized.path)
+    first = tried.trials[0]
     return Material(
         source=source,
         normalized=normalized,
         given_facts=given_facts,
         normalized_facts=normalized_facts,
-        feeds=feeds,
-        reference=reference,
+        feeds=Path(first.feeds),
+        reference=Path(first.reference),
         calibration=calibration,
         validation=validation,
-        axis_length=_axis_length(source, read_tensors(feeds)),
+        axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
+        remarks=tuple(_remarks(source.origin.name, tried, references, has_data=data is not None)),
     )
 
 
-def _run_once(source: Source, feeds: Path, reference: Path, *, has_feeds: bool) -> None:
-    """The first run of a stranger's model, in a child process. Errors: `Refused`."""
-    arguments = {
+def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolation.Run) -> Tried:
+    """The first runs of a stranger's model, in a child process. Errors: `Refused`."""
+    words = {
         "path": str(source.path),
         "kind": source.kind.value,
-        "feeds": str(feeds) if has_feeds else None,
-        "out": str(reference),
-        "feeds_out": None if has_feeds else str(feeds),
+        "feeds": [str(path) for path in given],
+        "directory": str(scratch),
     }
-    bounds = isolation.limits_for(source.path.stat().st_size)
+    bounds = isolation.limits_for(source.size_bytes)
     step = f"running {source.origin.name}"
     try:
-        isolation.run(step, "edgekit_converters.proof:outputs", arguments, bounds)
+        found = run(step, "edgekit_converters.proof:try_out", words, bounds)
     except isolation.StepRefused as error:
-        if has_feeds:
+        if given:
             raise Refused(
                 f"{source.origin.name} does not run on the first sample ({error}) "
                 "Check that the data are what the model takes."
@@ -139,6 +148,40 @@ def _run_once(source: Source, feeds: Path, reference: Path, *, has_feeds: bool) 
             f"{source.origin.name} runs on no made-up input ({error}) "
             "Give --validation or --calibration data."
         ) from error
+    return msgspec.convert(found, Tried)
+
+
+def _remarks(
+    name: str, tried: Tried, references: Sequence[Mapping[str, np.ndarray]], *, has_data: bool
+) -> Iterator[str]:
+    """What the first runs tell a user. Errors: `Refused` where they gave no number at all."""
+    if not tried.repeats:
+        yield (
+            f"{name} gives other outputs for the same input: no step of normalization could be "
+            "proved, and all were left out."
+        )
+    floats = [n for n, array in references[0].items() if array.dtype.kind == "f"]
+    finite = {n: [bool(np.isfinite(r[n]).any()) or not r[n].size for r in references]
+              for n in floats}  # fmt: skip
+    if floats and not any(any(found) for found in finite.values()):
+        raise Refused(
+            f"{name} gives nothing but NaN or infinity for each of the {len(references)} "
+            f"{'samples' if has_data else 'made-up inputs'} tried, in output {floats[0]!r}: "
+            + (
+                "check the model and its preprocessing."
+                if has_data
+                else "give --validation or --calibration data, or check the model."
+            )
+        )
+    for output in floats:
+        for index, outputs in enumerate(references):
+            if np.isnan(outputs[output]).any():
+                yield (
+                    f"Output {output!r} of {name} itself has NaN, first on "
+                    f"{'sample' if has_data else 'made-up input'} {index}: such elements are "
+                    "compared with nothing."
+                )
+                break
 
 
 def _axis_length(source: Source, feeds: Mapping[str, np.ndarray]) -> int:

@@ -25,7 +25,6 @@ __all__ = [
     "Outcome",
     "Report",
     "Score",
-    "table_rows",
 ]
 
 
@@ -83,8 +82,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def title(self) -> str:
         """The recipe, and what the search changed about it."""
-        label = self.tuning.label
-        return f"{self.recipe} ({label})" if label else self.recipe
+        return self.tuning.title_of(self.recipe)
 
 
 class NodeSensitivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,36 +159,4 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[str, int] = {}
     """Bytes of the chosen variant's weights by number format, such as `int8`."""
     seconds: dict[str, float] = {}
-    """How long each stage of the build took, by its name, in their order."""
-
-
-def table_rows(report: Report) -> list[list[str]]:
-    """The table of a report: recipe, metric, size, latency, outcome."""
-    return [
-        [
-            candidate.title,
-            _score(candidate),
-            f"{candidate.size_bytes / 1e6:.3f}" if candidate.size_bytes is not None else "",
-            f"{candidate.latency.median_ms:.3f}" if candidate.latency else "",
-            _ratio(candidate.latency),
-            candidate.outcome.value + (f": {candidate.reason}" if candidate.reason else ""),
-        ]
-        for candidate in report.candidates
-        if candidate.outcome is not Outcome.SKIPPED
-    ]
-
-
-def _score(candidate: Candidate) -> str:
-    shown = candidate.held_out or candidate.score
-    if shown is None:
-        return ""
-    text = f"{shown.value:.4f}"
-    if shown.low is not None and shown.high is not None:
-        text += f" [{shown.low:.3f}, {shown.high:.3f}]"
-    return text
-
-
-def _ratio(latency: Latency | None) -> str:
-    if latency is None:
-        return ""
-    return f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
+    """How long each stage of the build took, by its name."""

@@ -64,11 +64,14 @@ class Search:
         *,
         objective: Objective,
         on_target: bool,
+        is_asked: bool,
         deadline: float,
         progress: Progress,
         scratch: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
+        self._is_asked = is_asked
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
         self._by_size = objective is Objective.SIZE or not on_target
         self._by_accuracy = objective is Objective.ACCURACY
@@ -94,12 +97,28 @@ class Search:
             self._explore()
         return self._finalists()
 
+    def untried(self) -> dict[str, str]:
+        """Recipes that were planned and not tried, and why."""
+        tried = {trial.variant.recipe.id for trial in self._trials.values()}
+        return {
+            recipe.id: (
+                f"{recipe.varies} gained too little for variations of it to be tried"
+                if recipe.varies in tried
+                else "the search time was over"
+            )
+            for recipe in self._recipes
+            if recipe.id not in tried
+        }
+
     def _explore(self) -> None:
-        simplest = [r for r in self._recipes if r.varies is None]
         self._try(self._recipes[0])
-        self._try_all(simplest[1:])
-        for parent in self._best(self._trials.values())[:_PARENTS]:
-            self._try_all(r for r in self._recipes if r.varies == parent.variant.recipe.id)
+        if self._is_asked:
+            for recipe in self._recipes[1:]:
+                self._try(recipe)
+        else:
+            self._try_all(r for r in self._recipes[1:] if r.varies is None)
+            for parent in self._best(self._trials.values())[:_PARENTS]:
+                self._try_all(r for r in self._recipes if r.varies == parent.variant.recipe.id)
         tuned: set[str] = set()
         for trial in self._best(self._trials.values()):
             family = trial.variant.recipe.id.partition("/")[0]

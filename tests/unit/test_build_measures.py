@@ -11,12 +11,8 @@ import pytest
 from parts import need_package
 from tflite_files import relu_file
 
-from edgekit.build.evaluate import (
-    MIN_HELD_OUT,
-    measure_accuracy,
-    measure_latencies,
-    ratio_of,
-)
+from edgekit.build.accuracy import MIN_HELD_OUT, measure_accuracy
+from edgekit.build.latency import measure_latencies, ratio_of
 from edgekit.build.metrics import Metric
 from edgekit.build.samples import Sample
 from edgekit.build.vectors import GoldenSet, choose_vectors
