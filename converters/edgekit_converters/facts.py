@@ -12,7 +12,7 @@ from typing import Final
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from edgekit_converters import graph
+from edgekit_converters import external, graph
 
 __all__ = ["WEIGHTED_INPUTS", "ModelFacts", "read_facts", "weight_bytes", "weighted_nodes"]
 
@@ -46,6 +46,7 @@ class ModelFacts:
     """An ONNX model as a plan sees it; a model of another runtime has only its size."""
 
     size_bytes: int
+    """With the data beside the file."""
     opset: int | None = None
     ir: int | None = None
     operators: Mapping[str, int] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class ModelFacts:
 
 def read_facts(path: Path) -> ModelFacts:
     """Facts of a closed, normalized ONNX file (weights are initializers)."""
-    model = onnx.load_model(path)
+    model = onnx.load_model(path, load_external_data=False)
     nested: dict[str, int] = {}
     outer = _names_of_floats(model.graph)
     for inner in graph.graphs(model.graph):
@@ -71,7 +72,7 @@ def read_facts(path: Path) -> ModelFacts:
     for node in weighted_nodes(model.graph):
         weighted[node.op_type] = weighted.get(node.op_type, 0) + 1
     return ModelFacts(
-        size_bytes=path.stat().st_size,
+        size_bytes=external.size_bytes(path),
         opset=graph.opset(model),
         ir=model.ir_version,
         operators=dict(sorted(graph.operators(model).items())),

@@ -6,32 +6,41 @@ Functions here change the proto that they are given and do no I/O.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
 import onnx
 from onnx import (
     AttributeProto,
     GraphProto,
     ModelProto,
     NodeProto,
+    SparseTensorProto,
     TensorProto,
     ValueInfoProto,
     helper,
+    numpy_helper,
 )
 
 __all__ = [
     "ONNX_DOMAINS",
+    "Names",
     "bake_constants",
     "clamp_ir",
     "close_inputs",
+    "copied",
+    "densify",
     "graphs",
     "initializers",
     "name_nodes",
+    "nested",
     "operators",
     "opset",
     "prune_opsets",
+    "read_names",
     "strip_remarks",
 ]
 
@@ -45,6 +54,8 @@ _SCALARS: Final = {
     "value_floats": TensorProto.FLOAT,
     "value_int": TensorProto.INT64,
     "value_ints": TensorProto.INT64,
+    "value_string": TensorProto.STRING,
+    "value_strings": TensorProto.STRING,
 }
 
 
@@ -55,11 +66,23 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
         current = pending.pop()
         yield current
         for node in current.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.GRAPH:
-                    pending.append(attribute.g)
-                elif attribute.type == AttributeProto.GRAPHS:
-                    pending.extend(attribute.graphs)
+            pending.extend(nested(node))
+
+
+def nested(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs right inside a node: branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def copied(node: NodeProto) -> NodeProto:
+    """A node that may outlive the graph that it is of."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def operators(model: ModelProto) -> Counter[str]:
@@ -78,6 +101,15 @@ def opset(model: ModelProto) -> int:
 
 def initializers(graph: GraphProto) -> dict[str, TensorProto]:
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def read_names(model: ModelProto) -> set[str]:
+    """Names of all values that a node reads or a graph returns."""
+    names: set[str] = set()
+    for graph in graphs(model.graph):
+        names |= {name for node in graph.node for name in node.input}
+        names |= {value.name for value in graph.output}
+    return names
 
 
 def close_inputs(model: ModelProto) -> None:
@@ -114,6 +146,26 @@ def strip_remarks(model: ModelProto) -> None:
             del item.metadata_props[:]
 
 
+class Names:
+    """Names for new values: none that the model has in any of its graphs."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._taken: set[str] = set()
+        for graph in graphs(model.graph):
+            self._taken |= {tensor.name for tensor in graph.initializer}
+            self._taken |= {value.name for value in graph.input}
+            self._taken |= {name for node in graph.node for name in node.output}
+
+    def new(self, hint: str) -> str:
+        """`hint`, or with a number after it."""
+        name, suffix = hint, 1
+        while name in self._taken:
+            suffix += 1
+            name = f"{hint}_{suffix}"
+        self._taken.add(name)
+        return name
+
+
 def name_nodes(model: ModelProto) -> None:
     """Give every node a name that no other node of the model has: recipes choose nodes by name."""
     taken: set[str] = set()
@@ -148,6 +200,34 @@ def bake_constants(model: ModelProto) -> int:
     return baked
 
 
+def densify(model: ModelProto) -> None:
+    """Write sparse constants out where that takes no more room: the runtime does so anyway."""
+    for graph in graphs(model.graph):
+        sparse = [s for s in graph.sparse_initializer if not _is_worth_it(s)]
+        graph.initializer.extend(_dense(s, s.values.name) for s in sparse)
+        kept = [s for s in graph.sparse_initializer if _is_worth_it(s)]
+        del graph.sparse_initializer[:]
+        graph.sparse_initializer.extend(kept)
+
+
+def _is_worth_it(sparse: SparseTensorProto) -> bool:
+    element = helper.tensor_dtype_to_np_dtype(sparse.values.data_type).itemsize
+    entries = math.prod(sparse.values.dims)
+    per_entry = element + 8 * (math.prod(sparse.indices.dims) // max(1, entries))
+    return math.prod(sparse.dims) * element > entries * per_entry
+
+
+def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
+    else:
+        array[tuple(indices.T)] = values
+    return numpy_helper.from_array(array, name)
+
+
 def _constant(node: NodeProto) -> TensorProto | None:
     if node.op_type != "Constant" or node.domain not in ONNX_DOMAINS:
         return None
@@ -156,6 +236,8 @@ def _constant(node: NodeProto) -> TensorProto | None:
             tensor = TensorProto()
             tensor.CopyFrom(attribute.t)
             return tensor
+        if attribute.name == "sparse_value" and not _is_worth_it(attribute.sparse_tensor):
+            return _dense(attribute.sparse_tensor, node.output[0])
         if attribute.name in _SCALARS:
             value = helper.get_attribute_value(attribute)
             listed = attribute.name.endswith("s")

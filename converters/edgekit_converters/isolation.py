@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -40,6 +40,7 @@ from edgekit_contract.errors import EdgekitError, Refused
 __all__ = [
     "DISK_FAILED",
     "Limits",
+    "Run",
     "StepFailed",
     "StepRefused",
     "Workshop",
@@ -70,6 +71,10 @@ class Limits:
     memory_bytes: int = 4 * limits.GIB
     """Private writable memory (RLIMIT_DATA): mapped model files do not count."""
     file_bytes: int = limits.MAX_BUNDLE_BYTES
+
+
+Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
+"""`run`, or that of a `Workshop`."""
 
 
 class StepFailed(Refused):
@@ -311,14 +316,17 @@ def _work(home: Path) -> NoReturn:
         code = end.code if isinstance(end.code, int) else 1
     except OSError as error:
         code = _NO_ROOM if error.errno in DISK_FAILED else 1
-        print(error, file=sys.stderr)
+        _say(error)
     except BaseException as error:  # the last frame: there is nobody to catch it
         code = 1
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        _say(error)
     # A native library's destructors may crash or wait; the answer is given.
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
+
+
+def _say(error: BaseException) -> None:
+    with contextlib.suppress(OSError):  # a full disk takes no words
+        os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
 
 
 def _tell(home: Path, answer: bytes) -> None:

@@ -1,31 +1,38 @@
 """Normalize an ONNX model: constants to initializers, opset raised, graph simplified.
 
-Invariant: a rewritten model is kept only if it loads and reproduces the original's outputs; a step
-that crashes, hangs or changes a number leaves the model of the step before, with the reason said.
+Invariant: a rewritten model is kept only if it loads, reproduces the original's outputs on every
+trial and did not grow; a step that crashes, hangs or changes a number leaves the model of the step
+before, with the reason said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import onnx
 
+from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import graph, isolation
-from edgekit_converters.fusion import fuse
-from edgekit_converters.proof import same_outputs
+from edgekit_converters import external, graph, isolation, structure
+from edgekit_converters.proof import Trial, same_outputs
 from edgekit_converters.tensorfile import read_tensors
+from edgekit_converters.upgrades import QUANTIZABLE_OPSET, raise_opset
 from edgekit_runtime.session import open_session
 
 __all__ = ["QUANTIZABLE_OPSET", "Normalized", "normalize", "rewrite"]
 
-QUANTIZABLE_OPSET: Final = 13
-"""From here on DequantizeLinear has an axis: what per-channel weights need."""
 _STEP_TIMEOUT_S: Final = 120.0
+_FOLDED_BYTES: Final = 64 * limits.KIB
+"""Where folding constants made a model larger, only ones up to here are folded."""
+_MAX_GROWTH: Final = 0.01
+"""Of the file; besides a constant of `_FOLDED_BYTES`."""
+_MAX_ROUNDS: Final = 4
+"""What is inlined may be simplified, and what is simplified may decide another If."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +46,30 @@ class Normalized:
     """Steps that did not, a sentence each."""
 
 
-def normalize(given: Path, *, feeds: Path, reference: Path, scratch: Path) -> Normalized:
-    """Take `given` through the steps, each proved on the tensors in `feeds` against `reference`.
+def normalize(
+    given: Path, *, trials: Sequence[Trial], scratch: Path, run: isolation.Run = isolation.run
+) -> Normalized:
+    """Take `given` through the steps, each proved on all trials.
 
-    `feeds` and `reference` are tensor files (`tensorfile`). Never fails: at worst the result is
-    the model as given.
+    `given` may keep data in `scratch`, beside what is written there. Never fails: at worst the
+    result is the model as given.
     """
     current, held, remarks = given, [], []
-    bounds = isolation.limits_for(given.stat().st_size, timeout_s=_STEP_TIMEOUT_S)
+    bounds = isolation.limits_for(external.size_bytes(given), timeout_s=_STEP_TIMEOUT_S)
+    is_external = external.is_external(given)
+    proof = msgspec.to_builtins(trials)
     simplified = False
     for step in _STEPS:
         if (step.simplifies and simplified) or not step.is_needed(current):
             continue
+        if step.simplifies and is_external:
+            remarks.append(f"A model of 2 GiB or more goes without {step.title}.")
+            simplified = True
+            continue
         out = scratch / f"{step.name}.onnx"
-        arguments = {
-            "step": step.name,
-            "source": str(current),
-            "out": str(out),
-            "feeds": str(feeds),
-            "reference": str(reference),
-        }
+        words = {"step": step.name, "source": str(current), "out": str(out), "trials": proof}
         try:
-            isolation.run(step.title, "edgekit_converters.normalization:rewrite", arguments, bounds)
+            run(step.title, "edgekit_converters.normalization:rewrite", words, bounds)
         except Refused as error:
             remarks.append(str(error))
             out.unlink(missing_ok=True)
@@ -71,43 +80,69 @@ def normalize(given: Path, *, feeds: Path, reference: Path, scratch: Path) -> No
     return Normalized(path=current, steps=tuple(held), remarks=tuple(remarks))
 
 
-def rewrite(step: str, source: str, out: str, feeds: str, reference: str) -> None:
-    """One step, in the child. Errors: `Refused` where the result computes something else."""
+def rewrite(step: str, source: str, out: str, trials: Sequence[Any]) -> None:
+    """One step, in the child. Errors: `Refused` where the result computes something else, or is
+    larger."""
     chosen = next(s for s in _STEPS if s.name == step)
     chosen.apply(Path(source), Path(out))
+    before, after = (Path(path).stat().st_size for path in (source, out))
+    if after > before * (1 + _MAX_GROWTH) + _FOLDED_BYTES:
+        raise Refused(
+            f"{chosen.title} made the model larger ({before >> 10} to {after >> 10} KiB); it was "
+            "left out."
+        )
     session = open_session(RuntimeKind.ONNXRUNTIME, Path(out))
-    got = session.run(read_tensors(Path(feeds)))
-    if difference := same_outputs(got, read_tensors(Path(reference))):
-        raise Refused(f"{chosen.title} changed the model ({difference}); it was left out.")
+    for trial in msgspec.convert(trials, tuple[Trial, ...]):
+        got = session.run(read_tensors(Path(trial.feeds)))
+        if difference := same_outputs(got, read_tensors(Path(trial.reference))):
+            raise Refused(f"{chosen.title} changed the model ({difference}); it was left out.")
+
+
+def _load(source: Path) -> onnx.ModelProto:
+    """The model; weights that are in another file stay there."""
+    return onnx.load_model(source, load_external_data=False)
 
 
 def _tidy(source: Path, out: Path) -> None:
-    model = onnx.load_model(source)
+    model = _load(source)
     graph.bake_constants(model)
+    graph.densify(model)
+    structure.simplify(model)
     graph.name_nodes(model)
     onnx.save_model(model, out)
 
 
 def _is_old(source: Path) -> bool:
-    return graph.opset(onnx.load_model(source)) < QUANTIZABLE_OPSET
+    return graph.opset(_load(source)) < QUANTIZABLE_OPSET
 
 
 def _raise_opset(source: Path, out: Path) -> None:
-    raised = onnx.version_converter.convert_version(onnx.load_model(source), QUANTIZABLE_OPSET)
-    graph.clamp_ir(raised)
-    # the converter writes the constants that attributes became as nodes
-    graph.bake_constants(raised)
-    graph.name_nodes(raised)
-    onnx.save_model(raised, out)
+    model = _load(source)
+    raise_opset(model)
+    graph.clamp_ir(model)
+    graph.name_nodes(model)
+    onnx.save_model(model, out)
 
 
 def _slim(source: Path, out: Path) -> None:
+    _finish(_slimmed(_load(source)), out)
+
+
+def _slim_little(source: Path, out: Path) -> None:
+    _finish(_slimmed(_load(source), size_threshold=_FOLDED_BYTES), out)
+
+
+def _slimmed(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
     import onnxslim
 
-    model = onnxslim.slim(onnx.load_model(source))
-    if model is None:
-        raise Refused("onnxslim gave no model.")
-    _finish(model, out)
+    for _ in range(_MAX_ROUNDS):
+        model = onnxslim.slim(model, **options)
+        if model is None:
+            raise Refused("onnxslim gave no model.")
+        graph.bake_constants(model)
+        if not structure.simplify(model):
+            break
+    return model
 
 
 def _fold(source: Path, out: Path) -> None:
@@ -118,13 +153,7 @@ def _fold(source: Path, out: Path) -> None:
     settings.optimized_model_filepath = str(out)
     settings.log_severity_level = 4
     onnxruntime.InferenceSession(str(source), settings, providers=["CPUExecutionProvider"])
-    _finish(onnx.load_model(out), out)
-
-
-def _fuse(source: Path, out: Path) -> None:
-    model = onnx.load_model(source)
-    fuse(model)
-    _finish(model, out)
+    _finish(_load(out), out)
 
 
 def _finish(model: onnx.ModelProto, out: Path) -> None:
@@ -144,7 +173,7 @@ class _Step:
     """Write the rewritten model."""
     is_needed: Callable[[Path], bool] = lambda source: True
     simplifies: bool = False
-    """Only the first of these that holds is used."""
+    """Only the first of these that holds is used. They need all weights in the model file."""
 
 
 _STEPS: Final = (
@@ -156,6 +185,11 @@ _STEPS: Final = (
         is_needed=_is_old,
     ),
     _Step(name="slim", title="simplification by onnxslim", apply=_slim, simplifies=True),
+    _Step(
+        name="slim-little",
+        title="simplification by onnxslim without large constants",
+        apply=_slim_little,
+        simplifies=True,
+    ),
     _Step(name="fold", title="simplification by onnxruntime", apply=_fold, simplifies=True),
-    _Step(name="fuse", title="fusion of operators", apply=_fuse),
 )

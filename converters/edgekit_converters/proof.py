@@ -1,13 +1,14 @@
 """Prove a model file: does it load, does it run, and does it compute what another computed?
 
 Invariant: nothing that a third party rewrote is used before `same_outputs` has said that it
-computes what the model did before. `load` and `outputs` run in a child process (see `isolation`).
+computes what the model did before. `load` and `try_out` run in a child process (see `isolation`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,24 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import TensorSpec
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.tensorfile import read_tensors, write_tensors
-from edgekit_runtime.session import ModelUnloadable, Session, open_session
+from edgekit_runtime.session import (
+    InferenceFailed,
+    InputRejected,
+    ModelUnloadable,
+    Session,
+    open_session,
+)
 
-__all__ = ["Signature", "UnsupportedOperator", "generated", "load", "outputs", "same_outputs"]
+__all__ = [
+    "Signature",
+    "Trial",
+    "Tried",
+    "UnsupportedOperator",
+    "generated",
+    "load",
+    "same_outputs",
+    "try_out",
+]
 
 _AXIS_LENGTHS: Final = (1, 8, 16, 64, 256, 512, 1024, 3, 224, 32)
 """Lengths to try on an axis that the model leaves open, where there are no data to tell."""
@@ -80,32 +96,75 @@ def load(path: str, kind: str, *, name: str) -> Any:
     return msgspec.to_builtins(Signature(inputs=session.inputs, outputs=session.outputs))
 
 
-def outputs(path: str, kind: str, feeds: str | None, out: str, feeds_out: str | None) -> None:
-    """Run a model on the tensors in file `feeds`, or on generated ones, and write what it gave.
+class Trial(msgspec.Struct, frozen=True):
+    """A sample that the model has run on: tensor files of what went in and what came out."""
 
-    Generated feeds that the model accepts go to `feeds_out`. Errors: `ModelUnloadable`,
-    `InferenceFailed`.
+    feeds: str
+    reference: str
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """What the first runs of a model showed."""
+
+    trials: tuple[Trial, ...]
+    """At least one, and the first is the first sample's."""
+    repeats: bool
+    """Whether the same input gave the same outputs again."""
+
+
+def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
+    """Run a model on the tensors in these files, or without any on generated ones; `Tried` as JSON.
+
+    The first must run; others count if they do. Where an open first axis was 1 long, it is also
+    tried 2 long, and so are other lengths of open axes where nothing was given: what a rewriting
+    takes for fixed must come to light. Errors: `ModelUnloadable`, `InferenceFailed`,
+    `InputRejected`.
     """
     session = open_session(RuntimeKind(kind), Path(path))
-    if feeds is not None:
-        write_tensors(Path(out), session.run(read_tensors(Path(feeds))))
-        return
-    tensors, results = _first_that_runs(session)
-    write_tensors(Path(out), results)
-    if feeds_out is not None:
-        write_tensors(Path(feeds_out), tensors)
+    tensors = [read_tensors(Path(file)) for file in feeds] or _made_up(session)
+    reference = session.run(tensors[0])
+    repeats = same_outputs(session.run(tensors[0]), reference) is None
+    results = [(tensors[0], reference)]
+    for more in (*tensors[1:], *_pairs(session.inputs, tensors)):
+        with contextlib.suppress(InputRejected, InferenceFailed):
+            results.append((more, session.run(more)))
+    trials = []
+    for index, (given, got) in enumerate(results):
+        names = (str(Path(directory, f"{part}{index}.npz")) for part in ("feeds", "reference"))
+        trial = Trial(*names)
+        write_tensors(Path(trial.feeds), given)
+        write_tensors(Path(trial.reference), got)
+        trials.append(trial)
+    return msgspec.to_builtins(Tried(trials=tuple(trials), repeats=repeats))
 
 
-def _first_that_runs(session: Session) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
+    """Generated feeds: of the first length that runs, and a few of other seeds and lengths."""
     failure: Exception | None = None
     for length in _AXIS_LENGTHS:
         feeds = generated(session.inputs, seed=0, axis_length=length)
         try:
-            return feeds, session.run(feeds)
-        except Exception as error:  # the next length may fit
+            session.run(feeds)
+        except Refused as error:  # the next length may fit
             failure = error
+            continue
+        others = ((1, length), (2, length), (3, length + 1), (4, 2 * length))
+        more = [generated(session.inputs, seed=s, axis_length=n) for s, n in others]
+        return [feeds, *more]
     assert failure is not None
     raise failure
+
+
+def _pairs(
+    specs: tuple[TensorSpec, ...], tensors: Sequence[dict[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """The first two samples as one batch, where the first axis of all inputs is open."""
+    if not specs or not all(spec.shape and isinstance(spec.shape[0], str) for spec in specs):
+        return []
+    first, second = tensors[0], tensors[min(1, len(tensors) - 1)]
+    if any(first[s.name].shape != second[s.name].shape for s in specs):
+        second = first
+    return [{s.name: np.concatenate([first[s.name], second[s.name]]) for s in specs}]
 
 
 def generated(

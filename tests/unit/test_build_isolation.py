@@ -13,18 +13,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from small_models import write_small
 
 from edgekit_contract.errors import Refused
-from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.isolation import Limits, StepFailed, StepRefused, Workshop, run
 from edgekit_converters.normalization import normalize
-from edgekit_converters.proof import generated, same_outputs
+from edgekit_converters.proof import Trial, Tried, same_outputs, try_out
 from edgekit_converters.tensorfile import read_tensors, write_tensors
-from edgekit_runtime.session import open_session
 
 
 def add(a: int, b: int) -> int:
@@ -220,19 +219,16 @@ def test_tensors_cross_with_any_name_and_shape(tmp_path: Path) -> None:
                for n in tensors)  # fmt: skip
 
 
-def tried(tmp_path: Path, name: str) -> tuple[Path, Path, Path]:
-    """A small model, feeds for it, and what it gives for them."""
+def tried(tmp_path: Path, name: str) -> tuple[Path, tuple[Trial, ...]]:
+    """A small model, and trials of it."""
     model = write_small(name, tmp_path)
-    session = open_session(RuntimeKind.ONNXRUNTIME, model)
-    feeds = generated(session.inputs, seed=3, axis_length=8)
-    write_tensors(tmp_path / "feeds.npz", feeds)
-    write_tensors(tmp_path / "reference.npz", session.run(feeds))
-    return model, tmp_path / "feeds.npz", tmp_path / "reference.npz"
+    found = try_out(str(model), "onnxruntime", [], str(tmp_path))
+    return model, msgspec.convert(found, Tried).trials
 
 
 def test_constants_become_initializers_and_the_opset_is_raised(tmp_path: Path) -> None:
-    model, feeds, reference = tried(tmp_path, "constant_nodes")
-    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    model, trials = tried(tmp_path, "constant_nodes")
+    found = normalize(model, trials=trials, scratch=tmp_path)
     normalized = onnx.load_model(found.path)
     assert not any(node.op_type == "Constant" for node in normalized.graph.node)
     assert normalized.opset_import[0].version >= 13
@@ -242,10 +238,10 @@ def test_constants_become_initializers_and_the_opset_is_raised(tmp_path: Path) -
 def test_step_that_changes_the_numbers_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, feeds, reference = tried(tmp_path, "regression")
-    changed = {n: a + 1 for n, a in read_tensors(reference).items()}
-    write_tensors(reference, changed)
-    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    model, trials = tried(tmp_path, "regression")
+    last = Path(trials[-1].reference)
+    write_tensors(last, {n: a + 1 for n, a in read_tensors(last).items()})
+    found = normalize(model, trials=trials, scratch=tmp_path)
     assert found.path == model
     assert found.steps == ()
     assert "changed the model" in found.remarks[0]
@@ -254,12 +250,12 @@ def test_step_that_changes_the_numbers_is_left_out_with_the_reason(
 def test_simplifier_that_crashes_gives_way_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, feeds, reference = tried(tmp_path, "regression")
+    model, trials = tried(tmp_path, "regression")
     broken = tmp_path / "broken" / "onnxslim"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("import ctypes\nctypes.string_at(0)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "broken"))
-    found = normalize(model, feeds=feeds, reference=reference, scratch=tmp_path)
+    found = normalize(model, trials=trials, scratch=tmp_path)
     assert "simplification by onnxslim failed: it crashed" in found.remarks[0]
     assert "simplification by onnxruntime" in found.steps
 

@@ -1,4 +1,4 @@
-"""Doors in: each kind of model file, closed into one self-contained file that its runtime loads.
+"""Doors in: each kind of model file, closed into one model that its runtime loads.
 
 Invariant: a source is only read; what comes out has loaded in the runtime, in a child process.
 """
@@ -6,16 +6,17 @@ Invariant: a source is only read; what comes out has loaded in the runtime, in a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
+from edgekit_converters.external import MAX_EMBEDDED_BYTES
 from edgekit_converters.proof import Signature
 
 __all__ = ["Source", "open_source", "sha256_of"]
@@ -26,41 +27,92 @@ _HASH_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model as it was given, in one file that loads."""
+    """A model as it was given, closed, and loaded once."""
 
     origin: Path
     """The user's file."""
     sha256: str
     """Of the user's file."""
+    data: tuple[tuple[Path, str], ...]
+    """The user's files that hold weights of it, and their SHA-256."""
     kind: RuntimeKind
     path: Path
-    """Self-contained copy, or the origin itself where it is that already."""
+    """Copy that needs nothing outside its directory, or the origin itself where it is that."""
     signature: Signature
 
+    @property
+    def size_bytes(self) -> int:
+        """With the data beside the file."""
+        return sum(path.stat().st_size for path in (self.origin, *(path for path, _ in self.data)))
 
-def open_source(origin: Path, *, scratch: Path) -> Source:
+    def check_unchanged(self) -> None:
+        """Demand that the user's files are what they were. Errors: `Refused`."""
+        for path, digest in ((self.origin, self.sha256), *self.data):
+            try:
+                same = sha256_of(path) == digest
+            except OSError:
+                same = False
+            if not same:
+                raise Refused(f"{path} changed while it was built: build again.")
+
+
+def open_source(
+    origin: Path,
+    *,
+    scratch: Path,
+    run: isolation.Run = isolation.run,
+    embedded_bytes: int = MAX_EMBEDDED_BYTES,
+) -> Source:
     """Recognize a model file by its first bytes, close it, and load it in a child process.
 
+    An ONNX model with more data than `embedded_bytes` keeps them in a file beside the copy.
     Errors: `Misused` where it cannot be read, `Refused` where it is no model that can be built.
     """
     try:
         size = origin.stat().st_size
+        _check_size(origin.name, size)
         with origin.open("rb") as stream:
             head = stream.read(8)
         digest = sha256_of(origin)
     except OSError as error:
         raise Misused(f"cannot read {origin}: {error.strerror}; check the path.") from error
-    if not size:
-        raise Refused(f"{origin.name} is empty: export or download it again.")
     kind = RuntimeKind.LITERT if head[4:8] == _TFLITE_MAGIC else RuntimeKind.ONNXRUNTIME
-    path, signature = _DOORS[kind](origin, scratch, isolation.limits_for(size))
+    step = f"reading {origin.name}"
+    bounds = isolation.limits_for(size)
+    if kind is RuntimeKind.LITERT:
+        path, data = origin, []
+        words = {"path": str(origin.resolve()), "kind": kind.value, "name": origin.name}
+        signature = run(step, "edgekit_converters.proof:load", words, bounds)
+    else:
+        path = scratch / "given.onnx"
+        words = {"source": str(origin.resolve()), "out": str(path)}
+        target = "edgekit_converters.sources.onnx_file:close"
+        found = run(step, target, words | {"embedded_bytes": embedded_bytes}, bounds)
+        signature, data = found["signature"], [Path(name) for name in found["data"]]
     return Source(
         origin=origin,
         sha256=digest,
+        data=tuple((file, sha256_of(file)) for file in data),
         kind=kind,
         path=path,
         signature=msgspec.convert(signature, Signature),
     )
+
+
+def _check_size(name: str, size_bytes: int) -> None:
+    """Before a byte is read. Errors: `Refused`."""
+    if not size_bytes:
+        raise Refused(f"{name} is empty: export or download it again.")
+    if size_bytes > limits.MAX_BUNDLE_BYTES:
+        raise Refused(
+            f"{name} has {size_bytes >> 20} MiB, a bundle holds at most 4 GiB: "
+            "choose a smaller model."
+        )
+    if size_bytes > MAX_EMBEDDED_BYTES:
+        raise Refused(
+            f"{name} has {size_bytes >> 20} MiB, and a model file ends at 2 GiB: save it with its "
+            "weights in a data file beside it (onnx.save_model with save_as_external_data)."
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -69,27 +121,3 @@ def sha256_of(path: Path) -> str:
         while piece := stream.read(_HASH_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _onnx(origin: Path, scratch: Path, bounds: isolation.Limits) -> tuple[Path, Any]:
-    closed = scratch / "given.onnx"
-    arguments = {"source": str(origin.resolve()), "out": str(closed)}
-    step = f"reading {origin.name}"
-    target = "edgekit_converters.sources.onnx_file:close"
-    return closed, isolation.run(step, target, arguments, bounds)
-
-
-def _tflite(origin: Path, scratch: Path, bounds: isolation.Limits) -> tuple[Path, Any]:
-    arguments = {
-        "path": str(origin.resolve()),
-        "kind": RuntimeKind.LITERT.value,
-        "name": origin.name,
-    }
-    step = f"reading {origin.name}"
-    return origin, isolation.run(step, "edgekit_converters.proof:load", arguments, bounds)
-
-
-_DOORS: Final[dict[RuntimeKind, Callable[[Path, Path, isolation.Limits], tuple[Path, Any]]]] = {
-    RuntimeKind.ONNXRUNTIME: _onnx,
-    RuntimeKind.LITERT: _tflite,
-}

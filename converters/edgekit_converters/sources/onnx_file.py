@@ -1,4 +1,4 @@
-"""ONNX files: from whatever is on disk to one self-contained, closed model.
+"""ONNX files: from whatever is on disk to one closed model.
 
 Invariant: the file that comes in is only read; external data come from beside it or not at all.
 Everything here runs in a child process (see `isolation`).
@@ -6,23 +6,20 @@ Everything here runs in a child process (see `isolation`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper, inliner
+from onnx import ModelProto, inliner
 
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import graph, proof
+from edgekit_converters import external, graph, proof
 
-__all__ = ["MAX_MODEL_BYTES", "ExternalDataRefused", "NotAModel", "close"]
+__all__ = ["NotAModel", "close"]
 
-MAX_MODEL_BYTES: Final = 2 * limits.GIB - 64 * limits.MIB
-"""A protobuf message ends at 2 GiB; the rest is room for what a recipe adds."""
 MIN_OPSET: Final = 7
 """What onnxruntime still runs."""
 
@@ -35,45 +32,43 @@ class NotAModel(Refused):
         self.detail = detail
 
 
-class ExternalDataRefused(Refused):
-    """The model keeps weights in a file that edgekit will not read, or cannot."""
+def close(source: str, out: str, embedded_bytes: int) -> Any:
+    """Write `source` as one model without loose ends: functions inlined, remarks gone, and data
+    embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`.
 
-    def __init__(self, name: str, location: str, detail: str) -> None:
-        super().__init__(
-            f"{name} keeps weights in {location!r}, which {detail}: "
-            "save the model with its data file beside it."
-        )
-        self.location = location
-
-
-def close(source: str, out: str) -> Any:
-    """Write `source` as one self-contained file: data embedded, functions inlined, remarks gone.
-
-    Returns the signature of the loaded file, as JSON.
-    Errors: `NotAModel`, `ExternalDataRefused`, `Misused` where it cannot be read, and those of
-    `proof.load`.
+    Returns the signature of the loaded file and the data files that were read, as JSON.
+    Errors: `NotAModel`, `Refused` where no bundle holds it, `external.ExternalDataRefused`,
+    `Misused` where it cannot be read, and those of `proof.load`.
     """
     path = Path(source)
     model = _parse(path)
-    _embed(model, path)
+    data = external.checked_files(model, path)
+    total = path.stat().st_size + sum(file.stat().st_size for file in data)
+    if total > limits.MAX_BUNDLE_BYTES:
+        raise Refused(
+            f"{path.name} and its data have {total >> 20} MiB, a bundle holds at most 4 GiB: "
+            "choose a smaller model."
+        )
+    if total <= embedded_bytes:
+        external.embed(model, path)
+    else:
+        graph.bake_constants(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     graph.close_inputs(model)
     graph.strip_remarks(model)
     graph.prune_opsets(model)
     graph.clamp_ir(model)
-    onnx.save_model(model, out)
-    return proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
+    if total <= embedded_bytes:
+        onnx.save_model(model, out)
+    else:
+        external.gather(model, path, Path(out))
+    signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
+    return {"signature": signature, "data": [str(file) for file in data]}
 
 
 def _parse(path: Path) -> ModelProto:
     try:
-        size = path.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise Refused(
-                f"{path.name} has {size >> 20} MiB; edgekit builds models of up to "
-                f"{MAX_MODEL_BYTES >> 20} MiB: quantize or split it first."
-            )
         model = onnx.load_model(path, load_external_data=False)
     except DecodeError as error:
         raise NotAModel(path.name, "it does not parse, or is cut short") from error
@@ -89,63 +84,3 @@ def _parse(path: Path) -> ModelProto:
             "export it again with a newer opset."
         )
     return model
-
-
-def _embed(model: ModelProto, path: Path) -> None:
-    external = [t for t in _tensors(model) if external_data_helper.uses_external_data(t)]
-    total = model.ByteSize()
-    for tensor in external:
-        total += _check_external(tensor, path)
-    if total > MAX_MODEL_BYTES:
-        raise Refused(
-            f"{path.name} and its data have {total >> 20} MiB; edgekit builds models of up to "
-            f"{MAX_MODEL_BYTES >> 20} MiB: quantize or split it first."
-        )
-    for tensor in external:
-        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def _check_external(tensor: TensorProto, path: Path) -> int:
-    """Bytes that a tensor takes from its file. Errors: `ExternalDataRefused`."""
-    fields = {entry.key: entry.value for entry in tensor.external_data}
-    location = fields.get("location", "")
-
-    def refused(detail: str) -> ExternalDataRefused:
-        return ExternalDataRefused(path.name, location, detail)
-
-    parts = PurePosixPath(location).parts
-    if not parts or PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive:
-        raise refused("is not a path relative to the model")
-    if ".." in parts or "\\" in location:
-        raise refused("leaves the model's directory")
-    beside = path.parent.resolve()
-    try:
-        target = (beside / location).resolve(strict=True)
-        size = target.stat().st_size
-    except OSError as error:
-        raise refused("is not there") from error
-    if not target.is_relative_to(beside) or not target.is_file():
-        raise refused("leaves the model's directory")
-    try:
-        offset = int(fields.get("offset", "0"))
-        length = int(fields.get("length", str(size - offset)))
-    except ValueError as error:
-        raise refused("has an offset or length that is no number") from error
-    if offset < 0 or length < 0 or offset + length > size:
-        raise refused(f"is cut short at {size} bytes")
-    return length
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    for current in graph.graphs(model.graph):
-        yield from current.initializer
-        for sparse in current.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.type == AttributeProto.TENSOR:
-                    yield attribute.t
-                elif attribute.type == AttributeProto.TENSORS:
-                    yield from attribute.tensors
