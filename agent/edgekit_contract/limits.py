@@ -22,6 +22,7 @@ MAX_RANK: Final = 16
 MAX_AXIS: Final = 2**31 - 1
 MAX_GOLDEN_BYTES: Final = 256 * MIB
 MAX_GOLDEN_VECTORS: Final = 64
+MAX_REPORT_BYTES: Final = 16 * MIB
 MAX_THREADS: Final = 256
 MAX_IMAGE_SIDE: Final = 8192
 """Pixels: a preprocess step may not ask a device for more."""

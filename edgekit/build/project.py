@@ -70,7 +70,13 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def about_model(self) -> Project:
         """Only what the file says of the model itself, and not of one build of it."""
-        return Project(labels=self.labels, preprocess=self.preprocess, postprocess=self.postprocess)
+        return Project(
+            metric=self.metric,
+            metric_options=self.metric_options,
+            labels=self.labels,
+            preprocess=self.preprocess,
+            postprocess=self.postprocess,
+        )
 
     def request(self, *, key: PrivateKey | None = None, dry_run: bool = False) -> BuildRequest:
         """The build that this describes. Errors: `Misused`."""

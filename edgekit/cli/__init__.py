@@ -18,8 +18,10 @@ COMMANDS = {
     "hub": "edgekit.cli.hub:hub",
     "inspect": "edgekit.cli.bundles:inspect",
     "keys": "edgekit.cli.keys:keys",
+    "new": "edgekit.cli.new:new",
     "profiles": "edgekit.cli.profiles:profiles",
     "release": "edgekit.cli.release:release",
+    "report": "edgekit.cli.report:report",
     "rollout": "edgekit.cli.rollout:rollout",
     "verify": "edgekit.cli.bundles:verify",
 }
@@ -33,8 +35,10 @@ HELP = {
     "hub": "Run the hub of a fleet, with its dashboard.",
     "inspect": "Show what a bundle says of itself, without trusting it.",
     "keys": "Make and show signing keys.",
+    "new": "Describe a build in edgekit.toml, by asking.",
     "profiles": "List and show the kinds of device.",
     "release": "Publish bundles to a fleet.",
+    "report": "Tell how a bundle was chosen, as Markdown, HTML or JSON.",
     "rollout": "Move a fleet to a release.",
     "verify": "Prove a bundle's signature, files and golden vectors.",
 }

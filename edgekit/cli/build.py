@@ -3,116 +3,83 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from edgekit.cli.output import emit, json_option, remark, table
 from edgekit.cli.progress import for_terminal
+from edgekit.cli.report import format_of, write_report
 from edgekit_contract.errors import Misused
 
 if TYPE_CHECKING:
-    from edgekit.build import BuildResult
+    from edgekit.build import BuildResult, Built
+    from edgekit.build.project import Project
+    from edgekit.release.keys import PrivateKey
 
 __all__ = ["build"]
 
-E = TypeVar("E", bound=Enum)
-
-_HEADERS = ("recipe", "metric", "MB", "ms", "to float32", "outcome")
-
-
-def _share(_: click.Context, __: click.Parameter, value: str) -> float:
-    """`1%` or `0.01`."""
-    try:
-        return float(value[:-1]) / 100 if value.endswith("%") else float(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is neither a share nor a percentage") from error
-
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", required=False)
 @click.option("--profile", "profiles", multiple=True, help="A kind of device; repeat for more.")
 @click.option("--calibration", metavar="DATA", help="Samples to estimate int8 ranges from.")
 @click.option("--validation", metavar="DATA", help="Samples to compare variants on.")
-@click.option("--metric", default="auto", show_default=True, metavar="NAME",
-              help="See docs/build.md, or package.module:callable.")  # fmt: skip
-@click.option("--max-drop", default="1%", show_default=True, callback=_share, metavar="SHARE",
-              help="Greatest loss of the metric against float32.")  # fmt: skip
+@click.option("--metric", metavar="NAME", help="See docs/build.md, or package.module:callable; "
+              "default: by the data and the model's outputs.")  # fmt: skip
+@click.option("--max-drop", metavar="SHARE",
+              help="Greatest loss of the metric against float32; default: 1%.")  # fmt: skip
 @click.option("--max-ms", type=float, help="Greatest median latency.")
 @click.option("--max-mb", type=float, help="Greatest size of the model file, in 10^6 bytes.")
-@click.option("--objective", default="latency", show_default=True, help="latency, size, accuracy.")
+@click.option("--objective", help="latency (default), size or accuracy.")
 @click.option("--recipe", "recipes", multiple=True, metavar="PATTERN",
               help="Try only these recipes, such as 'int8-static/*'.")  # fmt: skip
+@click.option("--search-time", "search_time_s", type=float, metavar="SECONDS",
+              help="About how long the search may take; default: 60.")  # fmt: skip
 @click.option("--name", help="Name of the model; default: that of its file.")
-@click.option("--version", "version", default="1.0.0", show_default=True)
-@click.option("--key", type=click.Path(path_type=Path), help="Private key to sign with.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(), metavar="DIR",
-              help="Where bundles go; default: here.")  # fmt: skip
+@click.option("--version", help="Default: 1.0.0.")
+@click.option("--key", metavar="FILE", help="Private key to sign with.")
+@click.option("-o", "--output", metavar="DIR", help="Where bundles go; default: here.")
+@click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the report, too: .html, .md or .json; of several profiles, one "
+              "FILE each.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option
 def build(
-    *,
-    model: Path,
-    profiles: tuple[str, ...],
-    calibration: str | None,
-    validation: str | None,
-    metric: str,
-    max_drop: float,
-    max_ms: float | None,
-    max_mb: float | None,
-    objective: str,
-    recipes: tuple[str, ...],
-    name: str | None,
-    version: str,
-    key: Path | None,
-    output: Path,
-    dry_run: bool,
-    as_json: bool,
+    *, model: str | None, report_file: Path | None, dry_run: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Make the best bundle of MODEL (.onnx or .tflite) for each profile.
+    """Make the best bundle of MODEL for each profile.
+
+    MODEL is an .onnx or .tflite file. Without it, or with an edgekit.toml in its place, that file
+    describes the build, and options change it.
 
     DATA is an .npz (one array per model input, first axis = samples; `labels` for top-1), a
     directory of .npz files, of images or of WAV files (with [preprocess] in edgekit.toml), or
     package.module:callable yielding dicts of arrays.
     """
-    import edgekit_profiles
-    from edgekit.build import BuildRequest, Objective
     from edgekit.build import build as run
-    from edgekit.build.project import find_project
-    from edgekit.release.keys import find_passphrase, open_key
+    from edgekit.build.project import objective, share
 
-    private = None
-    if key is not None:
-        ask = _ask if sys.stdin.isatty() else None
-        private = open_key(
-            key, lambda what: find_passphrase(what, environ=os.environ, ask=ask, warn=remark)
-        )
-    project = find_project(_places(validation, calibration))
-    request = BuildRequest(
-        model=model,
-        profiles=tuple(map(edgekit_profiles.load, profiles)),
-        name=name if name is not None else _slug(model.stem),
-        version=version,
-        output=output,
-        calibration=calibration,
-        validation=validation,
-        metric=metric,
-        max_drop=max_drop,
-        max_ms=max_ms,
-        max_mb=max_mb,
-        objective=_choice(Objective, objective, "--objective"),
-        recipes=recipes,
-        key=private,
-        preprocess=project.preprocess,
-        postprocess=project.postprocess,
-        labels=project.labels,
-        dry_run=dry_run,
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    for name, parse in (("max_drop", share), ("objective", objective)):
+        if name in given:
+            given[name] = parse(given[name])
+    project = msgspec.structs.replace(
+        _describe(model, [given.get("validation"), given.get("calibration")]), **given
     )
-    result = run(request, progress=for_terminal())
+    if report_file is not None:
+        format_of(report_file)  # said before an hour of work, not after it
+    signs = project.key is not None and not dry_run
+    result = run(
+        project.request(key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run),
+        progress=for_terminal(),
+    )
+    if report_file is not None:
+        for built in result.built:
+            write_report(built.bundle.path, _report_path(report_file, built, result))
     if as_json:
         emit(_as_builtins(result))
     elif dry_run:
@@ -121,31 +88,59 @@ def build(
         _print_built(result)
 
 
-def _choice(kind: type[E], value: str, flag: str) -> E:
-    try:
-        return kind(value)
-    except ValueError as error:
-        known = ", ".join(member.value for member in kind)
-        raise Misused(f"{flag} {value!r} is not one of {known}.") from error
+def _describe(model: str | None, data: list[str | None]) -> Project:
+    """What edgekit.toml says: all of the build, or, where a model is named, what is about it."""
+    from edgekit.build.callables import is_callable_name
+    from edgekit.build.project import FILENAME, Project, find_project, load_project
+
+    if model is not None and Path(model).suffix != ".toml":
+        found = find_project(_places(data))
+        about = load_project(found).about_model if found is not None else Project()
+        if about != Project():
+            remark(f"labels, metric, [preprocess] and [postprocess] are as {found} says.")
+        return msgspec.structs.replace(about, model=model)
+    if model is None and not Path(FILENAME).is_file():
+        raise Misused(
+            f"no model, and no {FILENAME} here: name one (edgekit build MODEL), or describe the "
+            "build (edgekit new)."
+        )
+    path = Path(model if model is not None else FILENAME)
+    project = load_project(path)
+    named = (project.calibration, project.validation, project.metric)
+    if any(name is not None and is_callable_name(name) for name in named):
+        sys.path.insert(0, str(path.resolve().parent))  # its modules are beside it
+    return project
 
 
-def _slug(stem: str) -> str:
-    """A model name from a file's."""
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:64].strip("-") or "model"
-
-
-def _places(*data: str | None) -> list[Path]:
+def _places(data: list[str | None]) -> list[Path]:
     """Where edgekit.toml may be: in or beside the data, or here."""
     paths = [Path(name) for name in data if name is not None and Path(name).exists()]
     inside = [path for path in paths if path.is_dir()]
-    return [*inside, *(path.resolve().parent for path in paths), Path.cwd()]
+    return [*inside, *(path.resolve().parent for path in paths), Path()]
+
+
+def _open_key(path: Path) -> PrivateKey:
+    from edgekit.release.keys import find_passphrase, open_key
+
+    ask = _ask if sys.stdin.isatty() else None
+    return open_key(
+        path, lambda what: find_passphrase(what, environ=os.environ, ask=ask, warn=remark)
+    )
 
 
 def _ask(prompt: str) -> str:
     return str(click.prompt(prompt, hide_input=True, default="", show_default=False, err=True))
 
 
+def _report_path(path: Path, built: Built, result: BuildResult) -> Path:
+    if len(result.built) == 1:
+        return path
+    return path.with_stem(f"{path.stem}-{built.report.profile}")
+
+
 def _as_builtins(result: BuildResult) -> dict[str, Any]:
+    from edgekit.build.rendering.frontier import frontier
+
     return {
         "plan": [
             {
@@ -162,6 +157,7 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
                 "size_bytes": built.bundle.size_bytes,
                 "digest": built.bundle.digest,
                 "signed": built.bundle.signed,
+                "frontier": [point.candidate.title for point in frontier(built.report)],
                 "report": built.report,
             }
             for built in result.built
@@ -180,18 +176,19 @@ def _print_plan(result: BuildResult) -> None:
 
 
 def _print_built(result: BuildResult) -> None:
-    from edgekit.build.report import table_rows
+    from edgekit.build.rendering.figures import measured_text
+    from edgekit.build.rendering.table import HEADERS, frontier_line, table_rows
 
     for built in result.built:
         report, bundle = built.report, built.bundle
         click.echo(
             f"{report.profile}: {report.chosen}, by {report.objective.value} "
-            f"({report.metric} on {report.validation_samples} samples, "
-            f"measured on {'' if report.on_target else 'HOST '}{report.measured_on})"
+            f"({measured_text(report)})"
         )
-        table(_HEADERS, table_rows(report))
-        for text in report.remarks:
-            click.echo(f"note: {text}")
+        table(HEADERS, table_rows(report))
+        for text in (frontier_line(report), *(f"note: {text}" for text in report.remarks)):
+            if text:
+                click.echo(text)
         click.echo(f"{bundle.path}  {bundle.size_bytes / 1e6:.3f} MB")
         if not bundle.signed:
             click.echo("note: the bundle is not signed, so edgekit verify refuses it: add --key.")

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from edgekit.build.data import open_data
-from edgekit.build.project import find_project, load_project
 from edgekit.build.samples import DataRejected, Digest, Row, Sample, fit
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import AudioPreprocess, ImagePreprocess, TensorSpec
@@ -173,28 +172,6 @@ def test_digest_tells_data_apart_and_knows_them_again() -> None:
         return made.hexdigest()
 
     assert digest(1, 2) == digest(1, 2) != digest(2, 1)
-
-
-def test_project_file_is_found_beside_the_data(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    (tmp_path / "edgekit.toml").write_text(
-        'labels = "labels.txt"\n[preprocess]\nkind = "image"\ninput = "x"\nheight = 4\nwidth = 6\n'
-        '[postprocess]\nkind = "classify"\noutput = "y"\n'
-    )
-    project = find_project([tmp_path / "absent", tmp_path])
-    assert project.labels == ("cat", "dog")
-    assert isinstance(project.preprocess[0], ImagePreprocess)
-    assert project.postprocess[0].output == "y"
-    assert find_project([tmp_path / "absent"]).labels == ()
-
-
-@pytest.mark.parametrize(
-    "text", ["labels = 3", "[preproces]\n", '[preprocess]\nkind = "smell"\n', "\x00", "labels='no'"]
-)
-def test_project_file_that_is_wrong_is_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / "edgekit.toml").write_text(text)
-    with pytest.raises(Misused):
-        load_project(tmp_path / "edgekit.toml")
 
 
 def feed() -> Iterator[dict[str, np.ndarray]]:

@@ -1,0 +1,89 @@
+"""Figures of a report as people read them. An empty text stands for what was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from edgekit.build.report import Candidate, Latency, Report, Score
+
+__all__ = [
+    "aim_text",
+    "bytes_text",
+    "db_text",
+    "greatest_first",
+    "mb_text",
+    "measured_text",
+    "ms_text",
+    "ratio_text",
+    "reported",
+    "score_text",
+    "shape_text",
+]
+
+Number = TypeVar("Number", int, float)
+
+
+def score_text(score: Score | None) -> str:
+    """With its interval, where it has one."""
+    if score is None:
+        return ""
+    text = f"{score.value:.4f}"
+    if score.low is not None and score.high is not None:
+        text += f" [{score.low:.3f}, {score.high:.3f}]"
+    return text
+
+
+def ratio_text(latency: Latency | None) -> str:
+    if latency is None:
+        return ""
+    return f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]"
+
+
+def ms_text(latency: Latency | None) -> str:
+    return f"{latency.median_ms:.3f}" if latency is not None else ""
+
+
+def mb_text(size_bytes: int | None) -> str:
+    return f"{size_bytes / 1e6:.3f}" if size_bytes is not None else ""
+
+
+def db_text(closeness_db: float | None) -> str:
+    return f"{closeness_db:.1f}" if closeness_db is not None else ""
+
+
+def bytes_text(size_bytes: int) -> str:
+    """In the unit that leaves few digits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.3g} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def greatest_first(parts: Mapping[str, Number]) -> dict[str, Number]:
+    """The same, the greatest part first."""
+    return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
+
+def shape_text(shape: tuple[int | str, ...]) -> str:
+    return " x ".join(str(axis) for axis in shape) or "one number"
+
+
+def reported(candidate: Candidate) -> Score | None:
+    """The honest figure: on samples that the choice did not see, where there are such."""
+    return candidate.held_out or candidate.score
+
+
+def aim_text(report: Report) -> str:
+    """What the choice was after."""
+    share = f"{100 * report.max_drop:g}%"
+    return f"By {report.objective.value}, with at most {share} of the metric lost"
+
+
+def measured_text(report: Report) -> str:
+    """How the figures came to be, in a line."""
+    return (
+        f"{report.metric} on {report.validation_samples:,} samples, latency measured on "
+        f"{'' if report.on_target else 'HOST '}{report.measured_on}, "
+        f"{report.measured_threads} thread{'s' if report.measured_threads > 1 else ''}"
+    )

@@ -1,0 +1,23 @@
+// Sorts a table by the column whose heading is pressed; without this script the tables are as sorted.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const value = (row, at) => row.cells[at].dataset.value ?? row.cells[at].textContent;
+  const compare = (a, b) => {
+    const numbers = [Number(a || NaN), Number(b || NaN)];
+    if (numbers.every(Number.isFinite)) return numbers[0] - numbers[1];
+    if (a === "" || b === "") return a === b ? 0 : a === "" ? 1 : -1;
+    return a.localeCompare(b);
+  };
+  Array.from(table.tHead.rows[0].cells).forEach((heading, at) => {
+    const button = document.createElement("button");
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const up = heading.getAttribute("aria-sort") !== "ascending";
+      for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const rows = Array.from(body.rows).sort((a, b) => compare(value(a, at), value(b, at)));
+      body.append(...(up ? rows : rows.reverse()));
+    });
+  });
+}
