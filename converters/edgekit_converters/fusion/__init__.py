@@ -16,7 +16,11 @@ from typing import Final
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from edgekit_converters import graph
+from edgekit_converters.fusion.branches import choices, decide
+from edgekit_converters.fusion.constants import constants, lengths
 from edgekit_converters.fusion.gelu import gelu
+from edgekit_converters.fusion.moves import copies, expansions, pairs, returns, targets
+from edgekit_converters.fusion.names import distinguish
 from edgekit_converters.fusion.scope import CONTRIB, Scope, subgraphs
 from edgekit_converters.fusion.shapes import Shapes
 
@@ -26,22 +30,41 @@ Rule = Callable[[Scope, NodeProto], "Sequence[NodeProto] | str | None"]
 _ROUNDS: Final = 16
 """Shapes are inferred anew in each; a model that still changes then is right, too."""
 
-_RULES: Final[tuple[Rule, ...]] = (gelu,)
+_RULES: Final[tuple[Rule, ...]] = (
+    lengths,
+    constants,
+    choices,
+    targets,
+    copies,
+    pairs,
+    returns,
+    expansions,
+    gelu,
+)
+"""What folds comes before what matches: patterns are then free of clutter."""
 
 
 def fuse(model: ModelProto) -> Counter[str]:
     """Rewrite `model` in place; how often each rule held."""
-    held: Counter[str] = Counter()
-    for _ in range(_ROUNDS):
-        shapes = Shapes(model)
-        found = _sweep(model.graph, shapes, opset=graph.opset(model), around=None)
-        held += found
-        if not found:
-            break
+    distinguish(model)
+    held = _settle(model)
+    if decided := decide(model, _settle):
+        held[decide.__name__] = decided
     if held:
         Shapes(model).write(model)
-        _import_contrib(model)
         graph.name_nodes(model)
+    return held
+
+
+def _settle(model: ModelProto) -> Counter[str]:
+    """Apply the rules until none holds."""
+    held: Counter[str] = Counter()
+    for _ in range(_ROUNDS):
+        found = _sweep(model.graph, Shapes(model), opset=graph.opset(model), around=None)
+        held += found
+        _import_contrib(model)
+        if not found:
+            break
     return held
 
 

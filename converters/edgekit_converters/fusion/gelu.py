@@ -1,7 +1,7 @@
 """Gelu in pieces becomes one node: both forms, x Phi(x) and its approximation by tanh.
 
 Source: Hendrycks and Gimpel, "Gaussian error linear units", arXiv:1606.08415, section 2.
-The operators are onnxruntime's own (`com.microsoft`), which it has had since before ONNX (opset 20).
+The operators are onnxruntime's own: it had them long before ONNX did (opset 20).
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def _product(dims: Dims) -> int:
 
 
 def _names(current: GraphProto) -> Iterator[str]:
-    for value in (*current.input, *current.output, *current.initializer):
-        yield value.name
+    yield from (value.name for value in (*current.input, *current.output))
+    yield from (tensor.name for tensor in current.initializer)
     for node in current.node:
         yield from node.output
 

@@ -1,0 +1,159 @@
+"""Nodes that move or copy values without need: each is replaced by what it copies.
+
+Invariant: what is dropped was a copy for every input that the model takes, by its types, its shapes
+and its constants alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from onnx import NodeProto
+
+from edgekit_converters.fusion.scope import Scope, attribute, is_op
+from edgekit_converters.fusion.symbols import symbols
+
+__all__ = ["copies", "expansions", "pairs", "returns", "targets"]
+
+_ENDLESS: Final = 10**9
+"""Exporters write such a number, or a larger one, for `to the end`: no axis is as long."""
+_BROADCASTING: Final = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+)
+
+
+def copies(scope: Scope, node: NodeProto) -> str | None:
+    """Identity, Cast to the same type, Slice of everything, Reshape or Expand to the same shape."""
+    if node.domain or not node.output or node.output[0] in scope.returned:
+        return None
+    test = _COPIES.get(node.op_type)
+    return node.input[0] if test is not None and test(scope, node) else None
+
+
+def _is_inference_dropout(scope: Scope, node: NodeProto) -> bool:
+    mask_is_unread = len(node.output) == 1 or node.output[1] not in scope.users
+    trains = len(node.input) > 2 and node.input[2]
+    return mask_is_unread and not trains and bool(attribute(node, "is_test", 1))
+
+
+def _is_same_type(scope: Scope, node: NodeProto) -> bool:
+    return bool(attribute(node, "to") == scope.shapes.type(node.input[0]))
+
+
+def _is_same_shape(scope: Scope, node: NodeProto) -> bool:
+    before, after = scope.dims(node.input[0]), scope.dims(node.output[0])
+    return before is not None and before == after
+
+
+def _is_same_order(scope: Scope, node: NodeProto) -> bool:
+    perm = attribute(node, "perm")
+    return perm is not None and list(perm) == list(range(len(perm)))
+
+
+def _takes_all(scope: Scope, node: NodeProto) -> bool:
+    starts, ends = scope.integers(node, "starts", 1), scope.integers(node, "ends", 2)
+    dims = scope.dims(node.input[0])
+    if starts is None or ends is None or dims is None or any(starts):
+        return False
+    has_axes = attribute(node, "axes") is not None or (len(node.input) > 3 and node.input[3])
+    axes = scope.integers(node, "axes", 3) if has_axes else tuple(range(len(starts)))
+    steps = scope.integers(node, "steps", 4) or (1,) * len(starts)
+    if len(node.input) > 4 and node.input[4] and scope.integers(node, "steps", 4) is None:
+        return False
+    if axes is None or any(step != 1 for step in steps):
+        return False
+    return all(
+        end >= (length if isinstance(length := dims[axis], int) else _ENDLESS)
+        for axis, end in zip(axes, ends, strict=True)
+    )
+
+
+_COPIES: Final = {
+    "Identity": lambda scope, node: True,
+    "Dropout": _is_inference_dropout,
+    "Cast": _is_same_type,
+    "Reshape": _is_same_shape,
+    "Expand": _is_same_shape,
+    "Transpose": _is_same_order,
+    "Slice": _takes_all,
+}
+
+
+def expansions(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """An operator that broadcasts needs no Expand to the shape of its other operand."""
+    if not is_op(node, *_BROADCASTING):
+        return None
+    for expanded, other in scope.operands(node):
+        made = scope.producer(expanded, "Expand")
+        full, wide = scope.dims(other), scope.dims(expanded)
+        if made is None or full is None or wide is None or len(wide) > len(full):
+            continue
+        if all(a in (b, 1) for a, b in zip(reversed(wide), reversed(full), strict=False)):
+            inputs = [made.input[0] if name == expanded else name for name in node.input]
+            return [_like(scope, node, inputs)]
+    return None
+
+
+def pairs(scope: Scope, node: NodeProto) -> Sequence[NodeProto] | str | None:
+    """Two moves, one after the other, that are one move, or none."""
+    if node.domain or not node.input:
+        return None
+    before = scope.producer(node.input[0], "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+    if before is None:
+        return None
+    if is_op(node, "Transpose") and is_op(before, "Transpose"):
+        first, second = attribute(before, "perm"), attribute(node, "perm")
+        if first is None or second is None:
+            return None
+        perm = [first[axis] for axis in second]
+        return [scope.node("Transpose", [before.input[0]], node.output[0], perm=perm)]
+    if is_op(node, "Reshape") and not is_op(before, "Transpose"):
+        target = scope.array(node.input[1])
+        if target is not None and 0 not in target:  # 0 means a length of the input
+            return [scope.node("Reshape", [before.input[0], node.input[1]], node.output[0])]
+        return None
+    inverse = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}.get(node.op_type)
+    if inverse is None:
+        return None
+    start, end = scope.dims(before.input[0]), scope.dims(node.output[0])
+    middle = scope.dims(before.output[0])
+    if start is None or start != end or middle is None or node.output[0] in scope.returned:
+        return None
+    # the same lengths, and only ones between them moved: the same values in the same order
+    return before.input[0]
+
+
+def targets(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """A Reshape whose target is computed from shapes: constant, with one length left open."""
+    if not is_op(node, "Reshape") or scope.is_constant(node.input[1]):
+        return None
+    target = symbols(scope, node.input[1])
+    if target is None or any(isinstance(d, int) and d < 1 for d in target):
+        return None
+    if sum(isinstance(d, str) for d in target) > 1:
+        return None
+    lengths = np.array([d if isinstance(d, int) else -1 for d in target], np.int64)
+    name = scope.constant_named(f"{node.output[0]}/shape", lengths)
+    return [scope.node("Reshape", [node.input[0], name], node.output[0])]
+
+
+def _like(scope: Scope, node: NodeProto, inputs: Sequence[str]) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    del copy.input[:]
+    copy.input.extend(inputs)
+    return copy
+
+
+def returns(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """A copy of a value under the name that the graph returns: its maker gives it that name."""
+    if not is_op(node, "Identity") or node.output[0] not in scope.returned:
+        return None
+    maker = scope.producer(node.input[0])
+    if maker is None or len(maker.output) != 1 or scope.sole_user(node.input[0]) is None:
+        return None
+    copy = _like(scope, maker, maker.input)
+    copy.output[0] = node.output[0]
+    return [copy]
