@@ -148,7 +148,7 @@ def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
         except Refused as error:  # the next length may fit
             failure = error
             continue
-        others = ((1, length), (2, length), (3, length + 1), (4, 2 * length))
+        others = ((1, length), (2, length), (3, length + 1), (4, 2 * length + 1))
         more = [generated(session.inputs, seed=s, axis_length=n) for s, n in others]
         return [feeds, *more]
     assert failure is not None

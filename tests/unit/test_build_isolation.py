@@ -13,16 +13,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import numpy as np
-import onnx
 import pytest
-from small_models import write_small
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.isolation import Limits, StepFailed, StepRefused, Workshop, run
-from edgekit_converters.normalization import normalize
-from edgekit_converters.proof import Trial, Tried, same_outputs, try_out
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
 
@@ -217,58 +212,3 @@ def test_tensors_cross_with_any_name_and_shape(tmp_path: Path) -> None:
     assert list(back) == list(tensors)
     assert all(np.array_equal(back[n], tensors[n]) and back[n].shape == tensors[n].shape
                for n in tensors)  # fmt: skip
-
-
-def tried(tmp_path: Path, name: str) -> tuple[Path, tuple[Trial, ...]]:
-    """A small model, and trials of it."""
-    model = write_small(name, tmp_path)
-    found = try_out(str(model), "onnxruntime", [], str(tmp_path))
-    return model, msgspec.convert(found, Tried).trials
-
-
-def test_constants_become_initializers_and_the_opset_is_raised(tmp_path: Path) -> None:
-    model, trials = tried(tmp_path, "constant_nodes")
-    found = normalize(model, trials=trials, scratch=tmp_path)
-    normalized = onnx.load_model(found.path)
-    assert not any(node.op_type == "Constant" for node in normalized.graph.node)
-    assert normalized.opset_import[0].version >= 13
-    assert found.remarks == ()
-
-
-def test_step_that_changes_the_numbers_is_left_out_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, trials = tried(tmp_path, "regression")
-    last = Path(trials[-1].reference)
-    write_tensors(last, {n: a + 1 for n, a in read_tensors(last).items()})
-    found = normalize(model, trials=trials, scratch=tmp_path)
-    assert found.path == model
-    assert found.steps == ()
-    assert "changed the model" in found.remarks[0]
-
-
-def test_simplifier_that_crashes_gives_way_to_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, trials = tried(tmp_path, "regression")
-    broken = tmp_path / "broken" / "onnxslim"
-    broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("import ctypes\nctypes.string_at(0)\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
-    found = normalize(model, trials=trials, scratch=tmp_path)
-    assert "simplification by onnxslim failed: it crashed" in found.remarks[0]
-    assert "simplification by onnxruntime" in found.steps
-
-
-def test_difference_in_outputs_is_told() -> None:
-    want = {"y": np.array([1.0, 2.0], np.float32)}
-    assert same_outputs(want, want) is None
-    assert same_outputs({"y": want["y"] * (1 + 1e-5)}, want) is None
-    for got, said in (
-        ({"z": want["y"]}, "outputs are"),
-        ({"y": want["y"][:1]}, "[1]"),
-        ({"y": want["y"].astype(np.float64)}, "float64"),
-        ({"y": np.array([1.0, 2.1], np.float32)}, "1 of 2"),
-        ({"y": np.array([1.0, np.nan], np.float32)}, "1 of 2"),
-    ):
-        assert said in str(same_outputs(got, want))
