@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.build.metrics import METRICS as NAMED
 from edgekit.build.metrics import Meter, Metric, MetricOptions, Score, new_meter
 from edgekit.build.metrics.detection import (
     Boxes,
@@ -377,3 +378,58 @@ def test_callable_that_is_none_is_wrong_usage(module: str) -> None:
     for name, said in (("number", "not callable"), ("absent", "AttributeError")):
         with pytest.raises(Misused, match=said):
             new_meter(Metric(name=f"{module}:{name}"))
+
+
+# --- anything at all
+
+DTYPES = ("float32", "float16", "float64", "int64", "uint8", "int8", "bool", "uint32")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.sampled_from(sorted(NAMED)),
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 7), max_size=4), st.sampled_from(DTYPES)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.one_of(st.none(), st.lists(st.integers(-2, 8), max_size=8)),
+    st.integers(0, 1000),
+)
+def test_outputs_of_any_shape_and_type_give_a_score_or_a_sentence(
+    name: str,
+    specs: list[tuple[list[int], str]],
+    strange: float,
+    labels: list[int] | None,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+
+    def outputs(spoiled: Arrays | None) -> Arrays:
+        arrays = {}
+        for index, (shape, dtype) in enumerate(specs):
+            array = np.asarray(random.random(shape) * random.choice([1, 50])).astype(dtype)
+            if array.dtype.kind == "f":
+                where = random.random(shape) < strange / 2
+                array[...] = np.where(where, random.choice([np.nan, np.inf, -np.inf]), array)
+                if spoiled is not None:  # a variant is out if it is not finite where float32 is
+                    want = spoiled[str(index)]
+                    array[...] = np.where(np.isfinite(want) != np.isfinite(array), want, array)
+            arrays[str(index)] = array
+        return arrays
+
+    samples = []
+    for _ in range(3):
+        baseline = outputs(None)
+        samples.append((outputs(baseline), baseline, labels))
+    try:
+        meter = fed(name, samples)
+        scored = meter.score()
+    except Refused as error:
+        assert str(error).endswith(".") and "\n" not in str(error)
+        return
+    assert scored is not None and -1 <= scored.value <= 1 + 1e-9
+    if scored.low is not None and scored.high is not None:
+        assert -1 <= scored.low <= scored.high <= 1 + 1e-9
+    assert all(said.endswith(".") for said in meter.remarks())

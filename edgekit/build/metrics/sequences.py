@@ -73,6 +73,7 @@ def decode(outputs: Outputs, options: MetricOptions) -> list[np.ndarray]:
         or not are_numbers(array)
         or not -axes <= class_axis < axes
         or array.shape[class_axis] < 2
+        or not array.size
     ):
         raise Refused(
             f"output {name!r} of shape {list(array.shape)} is no [batch, time, classes] of scores: "
