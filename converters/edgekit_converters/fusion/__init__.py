@@ -16,11 +16,19 @@ from typing import Final
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from edgekit_converters import graph
+from edgekit_converters.fusion.affine import affine
 from edgekit_converters.fusion.branches import choices, decide
 from edgekit_converters.fusion.constants import constants, lengths
+from edgekit_converters.fusion.embedding import lookups, tables
+from edgekit_converters.fusion.extremes import extremes
 from edgekit_converters.fusion.gelu import gelu
 from edgekit_converters.fusion.moves import copies, expansions, pairs, returns, targets
 from edgekit_converters.fusion.names import distinguish
+from edgekit_converters.fusion.normalizing import (
+    LAYER_NORMALIZATION_OPSET,
+    layer_normalization,
+    softmax,
+)
 from edgekit_converters.fusion.scope import CONTRIB, Scope, subgraphs
 from edgekit_converters.fusion.shapes import Shapes
 
@@ -29,6 +37,9 @@ __all__ = ["fuse"]
 Rule = Callable[[Scope, NodeProto], "Sequence[NodeProto] | str | None"]
 _ROUNDS: Final = 16
 """Shapes are inferred anew in each; a model that still changes then is right, too."""
+_SAME_FROM: Final = 13
+_CHANGED: Final = frozenset({"RoiAlign", "BatchNormalization"})
+"""What means another thing between opset 13 and 17; the other changes only add."""
 
 _RULES: Final[tuple[Rule, ...]] = (
     lengths,
@@ -39,7 +50,13 @@ _RULES: Final[tuple[Rule, ...]] = (
     pairs,
     returns,
     expansions,
+    affine,
     gelu,
+    softmax,
+    layer_normalization,
+    lookups,
+    tables,
+    extremes,
 )
 """What folds comes before what matches: patterns are then free of clutter."""
 
@@ -47,13 +64,33 @@ _RULES: Final[tuple[Rule, ...]] = (
 def fuse(model: ModelProto) -> Counter[str]:
     """Rewrite `model` in place; how often each rule held."""
     distinguish(model)
+    given = _raise_opset(model)
     held = _settle(model)
     if decided := decide(model, _settle):
         held[decide.__name__] = decided
+    if not held[layer_normalization.__name__]:
+        _set_opset(model, given)
     if held:
         Shapes(model).write(model)
         graph.name_nodes(model)
     return held
+
+
+def _raise_opset(model: ModelProto) -> int:
+    """Take the opset to what LayerNormalization needs, where no node means another thing then; what
+    it was."""
+    opset = graph.opset(model)
+    if _SAME_FROM <= opset < LAYER_NORMALIZATION_OPSET and not any(
+        node.op_type in _CHANGED for current in graph.graphs(model.graph) for node in current.node
+    ):
+        _set_opset(model, LAYER_NORMALIZATION_OPSET)
+    return opset
+
+
+def _set_opset(model: ModelProto, version: int) -> None:
+    for imported in model.opset_import:
+        if imported.domain in graph.ONNX_DOMAINS:
+            imported.version = version
 
 
 def _settle(model: ModelProto) -> Counter[str]:

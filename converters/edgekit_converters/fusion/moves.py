@@ -13,6 +13,7 @@ import numpy as np
 from onnx import NodeProto
 
 from edgekit_converters.fusion.scope import Scope, attribute, is_op
+from edgekit_converters.fusion.shapes import Dims
 from edgekit_converters.fusion.symbols import symbols
 
 __all__ = ["copies", "expansions", "pairs", "returns", "targets"]
@@ -47,6 +48,25 @@ def _is_same_shape(scope: Scope, node: NodeProto) -> bool:
     return before is not None and before == after
 
 
+def _is_as_wide(scope: Scope, node: NodeProto) -> bool:
+    before = scope.dims(node.input[0])
+    return before is not None and before == _expanded(scope, node)
+
+
+def _expanded(scope: Scope, node: NodeProto) -> Dims | None:
+    """What an Expand gives, by the symbols of its target: inference often loses them."""
+    before, target = scope.dims(node.input[0]), symbols(scope, node.input[1])
+    if before is None or target is None:
+        return scope.dims(node.output[0])
+    rank = max(len(before), len(target))
+    pairs_of_lengths = zip(
+        (1,) * (rank - len(before)) + before, (1,) * (rank - len(target)) + target, strict=True
+    )
+    lengths = [b if a == 1 else a if b in (1, a) else None for a, b in pairs_of_lengths]
+    known = [length for length in lengths if length is not None]
+    return tuple(known) if len(known) == rank else None
+
+
 def _is_same_order(scope: Scope, node: NodeProto) -> bool:
     perm = attribute(node, "perm")
     return perm is not None and list(perm) == list(range(len(perm)))
@@ -75,7 +95,7 @@ _COPIES: Final = {
     "Dropout": _is_inference_dropout,
     "Cast": _is_same_type,
     "Reshape": _is_same_shape,
-    "Expand": _is_same_shape,
+    "Expand": _is_as_wide,
     "Transpose": _is_same_order,
     "Slice": _takes_all,
 }
@@ -87,7 +107,7 @@ def expansions(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
         return None
     for expanded, other in scope.operands(node):
         made = scope.producer(expanded, "Expand")
-        full, wide = scope.dims(other), scope.dims(expanded)
+        full, wide = scope.dims(other), _expanded(scope, made) if made is not None else None
         if made is None or full is None or wide is None or len(wide) > len(full):
             continue
         if all(a in (b, 1) for a, b in zip(reversed(wide), reversed(full), strict=False)):
