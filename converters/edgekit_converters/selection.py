@@ -95,7 +95,7 @@ def select_static(
             # What the clamp cuts off need not be represented; and the pair stays fused.
             return source(users[0].output[0])
         producer = producers.get(name)
-        if producer is not None and producer.op_type in _MOVES and producer.name in chosen:
+        if producer is not None and producer.op_type in _MOVES:
             return source(producer.input[0])
         return name
 

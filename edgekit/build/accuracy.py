@@ -1,15 +1,14 @@
 """Run variants on data, in the runtime code that devices use: right numbers, and how good.
 
 Invariant: all variants and the baseline see the same samples in the same order; what is kept of
-them is flat in their number. With `MIN_HELD_OUT` samples or more every other one is held out from
-the search and the choice, and tells only how good the chosen variant is.
+them is flat in their number, but for the baseline's outputs, of which `_KEPT_BYTES` are.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,16 @@ import numpy as np
 from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
 from edgekit.build.report import ErrorSample, Score
 from edgekit.build.samples import Sample
+from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import Session, SessionOptions, open_session
 
-__all__ = ["MIN_HELD_OUT", "Accuracy", "Contestant", "groups", "measure_accuracy", "truth"]
+__all__ = ["Accuracy", "Contestant", "Truths", "groups", "measure_accuracy"]
 
-MIN_HELD_OUT: Final = 100
-"""Samples from which on half are kept from the choice and used for the report alone."""
 _GROUP_BYTES: Final = 1 << 30
 """Model files that are open at a time."""
+_KEPT_BYTES: Final = 64 * limits.MIB
 _WORST: Final = 5
 """Samples that are remembered for having the greatest errors."""
 _FARTHEST_DB: Final = 200.0
@@ -41,9 +40,8 @@ class Accuracy:
     """What a pass over the data found of one variant."""
 
     score: Score | None = None
-    held_out: Score | None = None
     closeness_db: float | None = None
-    """Signal-to-noise ratio of the worst output against the baseline, on what the choice sees."""
+    """Signal-to-noise ratio of the worst output against the baseline's."""
     errors: tuple[ErrorSample, ...] = ()
     """Where it differs most from the baseline, the worst first."""
     remarks: tuple[str, ...] = ()
@@ -67,11 +65,9 @@ class Contestant:
         self.name = name
         self.failure: str | None = None
         self.session: Session | None = None
-        self.whole: Meter = new_meter(metric)
-        self.parts = (new_meter(metric), new_meter(metric))
         self.samples = 0
+        self._meter: Meter = new_meter(metric)
         self._closeness = _Closeness()
-        self._selected = _Closeness()
         self._worst: list[tuple[float, int, ErrorSample]] = []
         try:
             self.session = open_session(kind, path, options)
@@ -93,12 +89,8 @@ class Contestant:
             self.samples += 1
 
     def _enter(self, sample: Sample, outputs: Outputs, baseline: Outputs) -> None:
-        half = self.samples % 2
-        for meter in (self.whole, self.parts[half]):
-            meter.add(outputs, baseline, sample.labels)
+        self._meter.add(outputs, baseline, sample.labels)
         noise = self._closeness.add(outputs, baseline)
-        if half == 0:
-            self._selected.add(outputs, baseline)
         if noise > 0:
             entry = (noise, -self.samples, _error(self.samples, sample, outputs, baseline))
             if len(self._worst) < _WORST:
@@ -113,14 +105,11 @@ class Contestant:
             self.session = None
         if self.failure is not None:
             return Accuracy(failure=self.failure)
-        is_split = self.samples >= MIN_HELD_OUT
-        selection, held_out = (part.score() for part in self.parts) if is_split else (None, None)
         return Accuracy(
-            score=selection if is_split else self.whole.score(),
-            held_out=held_out,
-            closeness_db=(self._selected if is_split else self._closeness).decibels(),
+            score=self._meter.score(),
+            closeness_db=self._closeness.decibels(),
             errors=tuple(entry[2] for entry in sorted(self._worst, reverse=True)),
-            remarks=self.whole.remarks(),
+            remarks=self._meter.remarks(),
             samples=self.samples,
         )
 
@@ -217,50 +206,78 @@ def _wrong(got: Outputs, baseline: Outputs) -> str | None:
     return None
 
 
+class Truths:
+    """The baseline's outputs for a series of samples, kept as far as `_KEPT_BYTES` go."""
+
+    def __init__(self, baseline: Path, kind: RuntimeKind) -> None:
+        self._baseline, self._kind = baseline, kind
+        self._kept: list[Outputs] = []
+        self._kept_bytes = 0
+
+    def along(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outputs]]:
+        """Each sample with the baseline's outputs; the samples are the same ones each time.
+
+        Errors: `Refused` naming the sample on which the baseline fails.
+        """
+        session: Session | None = None
+        for index, sample in enumerate(samples):
+            if index < len(self._kept):
+                yield sample, self._kept[index]
+                continue
+            session = session or open_session(
+                self._kind, self._baseline, SessionOptions(threads=_cores())
+            )
+            outputs = _run(session, sample, index)
+            self._kept_bytes += sum(array.nbytes for array in outputs.values())
+            if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
+                self._kept.append(outputs)
+            yield sample, outputs
+        if session is not None:
+            session.close()
+
+
 def measure_accuracy(
     variants: Mapping[str, Path],
     *,
-    baseline: Path,
     kind: RuntimeKind,
-    options: SessionOptions,
     metric: Metric,
     samples: Callable[[], Iterable[Sample]],
+    truths: Truths,
     advance: Callable[[int], None],
 ) -> dict[str, Accuracy]:
-    """Run each variant and the baseline over the samples; the baseline may be among them.
+    """Run each variant over the samples; the baseline may be among them.
 
-    With `MIN_HELD_OUT` samples or more, every other one is held out from `score`.
-    `advance` hears one step per sample and group. Errors: `Refused` where the baseline itself
-    fails, or the metric does not fit the data.
+    `truths` are of these samples. `advance` hears one step per sample and group. Errors: `Refused`
+    where the baseline itself fails, or the metric does not fit the data.
     """
     found: dict[str, Accuracy] = {}
     for group in groups(variants):
-        reference = open_session(kind, baseline, options)
+        # Nothing is timed here: contestants share the cores, each has its own session and meters.
+        options = SessionOptions(threads=max(1, _cores() // len(group)))
         contestants = [
             Contestant(name, variants[name], kind=kind, options=options, metric=metric)
             for name in group
         ]
-        # Nothing is timed here: contestants share the cores, each has its own session and meters.
-        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // options.threads)) as pool:
-            for index, sample in enumerate(samples()):
-                outputs = truth(reference, sample, index)
+        with ThreadPoolExecutor(_cores()) as pool:
+            for sample, outputs in truths.along(samples()):
                 list(pool.map(lambda c, s=sample, t=outputs: c.take(s, t), contestants))
                 advance(1)
-        for contestant in contestants:
-            found[contestant.name] = contestant.close()
-        reference.close()
+        found |= {contestant.name: contestant.close() for contestant in contestants}
     return found
 
 
-def truth(reference: Session, sample: Sample, index: int) -> Outputs:
-    """The baseline's outputs. Errors: `Refused` naming the sample."""
+def _run(session: Session, sample: Sample, index: int) -> Outputs:
     try:
-        return reference.run(sample.feeds)
+        return session.run(sample.feeds)
     except Refused as error:
         raise Refused(
             f"the model itself fails on sample {index} of the data ({str(error).rstrip('.')}): "
             "check that sample."
         ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def groups(variants: Mapping[str, Path]) -> list[list[str]]:

@@ -1,76 +1,124 @@
 """The bench: full figures of variants, on all samples and with time to be sure.
 
-Invariant: all variants see the same samples; results are kept, since profiles share them.
+Invariant: with `MIN_HELD_OUT` samples or more every other one is held out: search and choice see
+the others, and these are run only when the choice has been made. Results are kept, since profiles
+share them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from edgekit.build.accuracy import Accuracy, measure_accuracy
+from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric
 from edgekit.build.progress import Progress
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
+from edgekit.build.screen import Screen
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import SessionOptions, Tensors
 
-__all__ = ["Bench"]
+__all__ = ["MIN_HELD_OUT", "Bench"]
 
 _LATENCY_S: Final = 0.5
 """For each variant."""
 _LATENCY_FEEDS: Final = 4
 
 
-@dataclass(kw_only=True)
-class Bench:
-    kind: RuntimeKind
-    baseline: Path
-    metric: Metric
-    samples: Callable[[], Iterable[Sample]]
-    count: int | None
-    """How many samples there are, for the progress, where that is known."""
-    progress: Progress
-    samples_seen: int = 0
-    _accuracies: dict[str, Accuracy] = field(default_factory=dict)
-    _latencies: dict[tuple[str, int], Latency] = field(default_factory=dict)
-    _feeds: list[Tensors] = field(default_factory=list)
+MIN_HELD_OUT: Final = 100
+"""Samples from which on half are kept from the choice and used for the report alone."""
 
-    def accuracies(self, variants: Sequence[Variant], threads: int) -> dict[str, Accuracy]:
-        """Accuracy of each variant, by title."""
-        wanted = {v.title: v.path for v in variants if v.title not in self._accuracies}
+
+class Bench:
+    def __init__(
+        self,
+        *,
+        kind: RuntimeKind,
+        baseline: Path,
+        metric: Metric,
+        samples: Callable[[], Iterable[Sample]],
+        count: int | None,
+        progress: Progress,
+    ) -> None:
+        """`count` is how many samples there are; where nobody knows they are counted."""
+        self.kind, self.baseline, self.metric = kind, baseline, metric
+        self.samples = count if count is not None else sum(1 for _ in samples())
+        self._series, self._progress = samples, progress
+        self._truths = {part: Truths(baseline, kind) for part in (0, 1)}
+        self._accuracies: dict[tuple[str, int], Accuracy] = {}
+        self._latencies: dict[tuple[str, int], Latency] = {}
+        self._feeds: list[Tensors] = []
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are enough samples to keep half of them from the choice."""
+        return self.samples >= MIN_HELD_OUT
+
+    def selection(self) -> Iterator[Sample]:
+        """The samples that search and choice may see."""
+        return islice(self._series(), 0, None, 2 if self.holds_out else 1)
+
+    def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
+        """Accuracy of each variant on the selection, by title."""
+        return self._measured(variants, 0, self.selection, "running the validation data")
+
+    def held_out(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
+        """Accuracy on what was held out from the choice, by title; empty where nothing was."""
+        if not self.holds_out:
+            return {}
+        return self._measured(
+            variants, 1, lambda: islice(self._series(), 1, None, 2), "running what was held out"
+        )
+
+    def screen(self, threads: int) -> Screen:
+        """Quick figures, on the first samples of the selection."""
+        return Screen(
+            self.selection(),
+            truths=self._truths[0],
+            baseline=self.baseline,
+            kind=self.kind,
+            metric=self.metric,
+            options=SessionOptions(threads=threads),
+        )
+
+    def _measured(
+        self,
+        variants: Sequence[Variant],
+        part: int,
+        samples: Callable[[], Iterable[Sample]],
+        title: str,
+    ) -> dict[str, Accuracy]:
+        wanted = {v.title: v.path for v in variants if (v.title, part) not in self._accuracies}
         if wanted:
-            with self.progress.stage("running the validation data", self.count) as advance:
-                self._accuracies |= measure_accuracy(
+            with self._progress.stage(title, self.samples // (1 + self.holds_out)) as advance:
+                found = measure_accuracy(
                     wanted,
-                    baseline=self.baseline,
                     kind=self.kind,
-                    options=SessionOptions(threads=threads),
                     metric=self.metric,
-                    samples=self.samples,
+                    samples=samples,
+                    truths=self._truths[part],
                     advance=advance,
                 )
-            self.samples_seen = max(a.samples for a in self._accuracies.values())
-        return {v.title: self._accuracies[v.title] for v in variants}
+            self._accuracies |= {(name, part): accuracy for name, accuracy in found.items()}
+        return {v.title: self._accuracies[v.title, part] for v in variants}
 
     def latencies(
         self, variants: Sequence[Variant], threads: int, *, budget_s: float
     ) -> dict[str, Latency]:
         """Latency of each variant against the baseline, by title; about `budget_s` at most."""
         if not self._feeds:
-            self._feeds = [s.feeds for s in islice(self.samples(), _LATENCY_FEEDS)]
+            self._feeds = [s.feeds for s in islice(self.selection(), _LATENCY_FEEDS)]
         wanted = {v.title: v.path for v in variants if (v.title, threads) not in self._latencies}
         title = f"measuring latency, {threads} thread{'s' if threads > 1 else ''}"
-        with self.progress.stage(title, None):
+        with self._progress.stage(title, None):
             found = measure_latencies(
                 wanted,
                 baseline=self.baseline,

@@ -13,7 +13,6 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.accuracy import MIN_HELD_OUT
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds
 from edgekit.build.contest import Contest, Verdict
@@ -30,7 +29,6 @@ from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
-from edgekit.build.screen import Screen
 from edgekit.build.search import Search
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
@@ -206,7 +204,7 @@ class _Build:
             measured_on=host.title,
             on_target=on_target,
             calibration_samples=self._kitchen.calibration.samples,
-            validation_samples=bench.samples_seen,
+            validation_samples=bench.samples,
             chosen=variant.title,
             candidates=verdict.candidates,
             normalization=self._material.normalized.steps,
@@ -227,17 +225,10 @@ class _Build:
         profiles = self._plan.profiles
         left_s = max(0.0, self._ends - time.monotonic())
         to_come = len(profiles) - profiles.index(plan)
-        screen = Screen(
-            self._material.samples(),
-            baseline=bench.baseline,
-            kind=bench.kind,
-            metric=bench.metric,
-            options=SessionOptions(threads=threads),
-        )
         return Search(
             plan.recipes,
             self._kitchen,
-            screen,
+            bench.screen(threads),
             objective=self._request.objective,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
@@ -269,12 +260,12 @@ class _Build:
                 "There are no calibration data: ranges were taken from the validation data, "
                 "which flatters int8."
             )
-        if self._material.data is not None and bench.samples_seen < MIN_HELD_OUT:
+        if self._material.data is not None and not bench.holds_out:
             said.append(
-                f"{bench.samples_seen} samples are too few to keep some from the choice"
+                f"{bench.samples} samples are too few to keep some from the choice"
                 + (
-                    f"; one of them is {1 / bench.samples_seen:.1%}: take the figures as rough."
-                    if bench.samples_seen < _SMALL
+                    f"; one of them is {1 / bench.samples:.1%}: take the figures as rough."
+                    if bench.samples < _SMALL
                     else "."
                 )
             )

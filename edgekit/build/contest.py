@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds, choose, is_tolerable
@@ -70,6 +72,13 @@ class Contest:
         )
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)
         winner = next(t for t in ranked if t.title == chosen.title)
+        held_out = self.bench.held_out([baseline.variant, winner.variant])
+        judged = tuple(
+            msgspec.structs.replace(c, held_out=held_out[c.title].score)
+            if c.title in held_out
+            else c
+            for c in judged
+        )
         left_out = [t for t in search.trials if t.title not in accuracies]
         return Verdict(
             winner=winner.variant,
@@ -83,7 +92,7 @@ class Contest:
         )
 
     def _accuracies(self, trials: Sequence[Trial]) -> dict[str, Accuracy]:
-        return self.bench.accuracies([t.variant for t in trials], self.threads)
+        return self.bench.accuracies([t.variant for t in trials])
 
     def _is_worth(self, found: dict[str, Accuracy], baseline: Trial, trial: Trial) -> bool:
         """Whether its latency matters: what cannot be chosen for its accuracy is not timed."""
@@ -137,7 +146,6 @@ def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidat
         outcome=Outcome.LOST,
         size_bytes=variant.path.stat().st_size,
         score=accuracy.score,
-        held_out=accuracy.held_out,
         closeness_db=accuracy.closeness_db,
         latency=latency,
     )

@@ -33,6 +33,7 @@ from edgekit_contract.manifest import (
     Requires,
 )
 from edgekit_contract.profile import Profile, Runtime, RuntimeKind
+from edgekit_converters import external
 from edgekit_converters.proof import Signature
 
 __all__ = [
@@ -194,6 +195,10 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
         contents.golden.path: contents.golden_data,
         _REPORT_PATH: contents.report,
     }
+    if contents.runtime.kind is RuntimeKind.ONNXRUNTIME:
+        beside = contents.model.parent.resolve()
+        for data in external.files(contents.model)[1:]:
+            members[f"files/{data.relative_to(beside).as_posix()}"] = data
     if contents.labels:
         members[_LABELS_PATH] = "".join(f"{label}\n" for label in contents.labels).encode()
     return members

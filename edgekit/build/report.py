@@ -7,12 +7,13 @@ into the bundle as `files/report.json`.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from edgekit.build.metrics import Score
 from edgekit.build.request import Objective
+from edgekit_contract import limits
 from edgekit_contract.manifest import TensorSpec
 from edgekit_converters.recipes.tuning import Tuning
 
@@ -30,6 +31,10 @@ __all__ = [
 
 NOTICEABLE: Final = 0.02
 """Where a process happens to place a model in memory makes it about so much faster or slower."""
+
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_JSON_INTEGER)]
+"""A report is read from bundles of anybody, too."""
 
 
 class Outcome(enum.Enum):
@@ -51,7 +56,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
     """95% confidence interval of `ratio` (bootstrap over rounds)."""
-    rounds: int
+    rounds: Count
 
     @property
     def is_faster(self) -> bool:
@@ -68,7 +73,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     reason: str = ""
     """Why it was chosen, or why not."""
-    size_bytes: int | None = None
+    size_bytes: Count | None = None
     score: Score | None = None
     """On the samples that the choice was made by."""
     held_out: Score | None = None
@@ -94,13 +99,13 @@ class NodeSensitivity(msgspec.Struct, frozen=True, kw_only=True):
     """Noise power over signal power of the outputs: greater is worse, finite always."""
     spared: bool
     """The chosen variant leaves it in the wider format."""
-    parameters: int
+    parameters: Count
 
 
 class ErrorSample(msgspec.Struct, frozen=True, kw_only=True):
     """A validation sample on which the chosen variant differs from float32."""
 
-    sample: int
+    sample: Count
     """Its place in the validation data, from 0."""
     label: int | None = None
     """The true class, where the data have labels."""
@@ -115,12 +120,12 @@ class ErrorSample(msgspec.Struct, frozen=True, kw_only=True):
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """The model as it was given."""
 
-    operators: dict[str, int]
+    operators: dict[str, Count]
     """How often each operator occurs."""
-    opset: int | None
+    opset: Count | None
     """None where the format has none."""
-    parameters: int
-    size_bytes: int
+    parameters: Count
+    size_bytes: Count
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -130,9 +135,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     profile: str
     runtime: str
-    threads: int
+    threads: Count
     """Of the profile's runtime."""
-    measured_threads: int
+    measured_threads: Count
     """Of the measurement: fewer where this machine has fewer cores."""
     objective: Objective
     metric: str
@@ -141,22 +146,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     measured_on: str
     on_target: bool
     """Whether what was measured here holds for the profile."""
-    calibration_samples: int
-    validation_samples: int
+    calibration_samples: Count
+    validation_samples: Count
     chosen: str
     candidates: tuple[Candidate, ...]
     normalization: tuple[str, ...]
     """Steps that the model went through."""
     remarks: tuple[str, ...]
     """What the reader should know before trusting the figures."""
-    peak_ram_bytes: int
+    peak_ram_bytes: Count
     sensitivity: tuple[NodeSensitivity, ...] = ()
     """Of the nodes that were ranked, the most sensitive first."""
     errors: tuple[ErrorSample, ...] = ()
     """Where the chosen variant differs most from float32, the worst first; a few."""
     model: ModelCard | None = None
     """None in a bundle of an older build, as all that has a default here."""
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Count] = {}
     """Bytes of the chosen variant's weights by number format, such as `int8`."""
     seconds: dict[str, float] = {}
     """How long each stage of the build took, by its name."""

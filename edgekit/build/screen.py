@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from edgekit.build.accuracy import Accuracy, Contestant, truth
+from edgekit.build.accuracy import Accuracy, Contestant, Truths
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric, Outputs
@@ -21,14 +21,14 @@ from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit_contract import limits
 from edgekit_contract.profile import RuntimeKind
-from edgekit_runtime.session import SessionOptions, Tensors, open_session
+from edgekit_runtime.session import SessionOptions, Tensors
 
 __all__ = ["Screen", "Trial"]
 
 _KEPT_BYTES: Final = 64 * limits.MIB
 _LEAST, _MOST = 8, 64
 _BASELINE_S: Final = 0.4
-"""How long the baseline may take over the samples."""
+"""How long the baseline and the reading of the samples may take, once there are a few."""
 _RACE_S: Final = 0.2
 _RACE_FEEDS: Final = 4
 
@@ -67,26 +67,26 @@ class Screen:
         self,
         samples: Iterable[Sample],
         *,
+        truths: Truths,
         baseline: Path,
         kind: RuntimeKind,
         metric: Metric,
         options: SessionOptions,
     ) -> None:
-        """Takes every other sample, as the choice does, until there are enough of them."""
+        """Takes samples until there are enough of them; `truths` are the baseline's outputs."""
         self._baseline, self._kind, self._metric, self._options = baseline, kind, metric, options
         self._kept: list[tuple[Sample, Outputs]] = []
         self._trials: dict[tuple[str, object], Trial] = {}
-        session = open_session(kind, baseline, options)
         spent_s, kept_bytes = 0.0, 0
-        for index, sample in enumerate(islice(samples, 0, 2 * _MOST, 2)):
-            began = time.perf_counter()
-            outputs = truth(session, sample, 2 * index)
+        began = time.perf_counter()
+        for sample, outputs in truths.along(islice(samples, _MOST)):
             spent_s += time.perf_counter() - began
-            kept_bytes += sum(a.nbytes for a in (*sample.feeds.values(), *outputs.values()))
+            kept_bytes += sum(array.nbytes for array in sample.feeds.values())
             self._kept.append((sample, outputs))
-            if kept_bytes > _KEPT_BYTES or (index + 1 >= _LEAST and spent_s > _BASELINE_S):
+            enough = len(self._kept) >= _LEAST and spent_s > _BASELINE_S
+            if enough or kept_bytes > _KEPT_BYTES:
                 break
-        session.close()
+            began = time.perf_counter()
 
     @property
     def feeds(self) -> list[Tensors]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from edgekit.build.rendering import figures
 from edgekit.build.rendering.frontier import judged_scores, survey
 from edgekit.build.rendering.plot import linear_axis, pareto_plot
-from edgekit.build.rendering.rows import rows_of
+from edgekit.build.rendering.rows import not_tried, rows_of
 from edgekit.build.rendering.subject import Subject
 from edgekit.build.report import Outcome
 from edgekit_contract.errors import printable
@@ -46,7 +46,7 @@ def html_page(subject: Subject) -> str:
         numbers={row.index: row.number for row in rows},
         chosen=next((row for row in rows if row.candidate.outcome is Outcome.CHOSEN), None),
         baseline=report.candidates[0] if report.candidates else None,
-        skipped=[c for c in report.candidates if c.outcome is Outcome.SKIPPED],
+        skipped=not_tried(report),
         plot=pareto_plot(points, max_drop=report.max_drop),
         is_held_out=any(
             score is not None and score is candidate.held_out

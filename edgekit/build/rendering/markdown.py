@@ -14,9 +14,9 @@ from typing import Final
 from edgekit.build.rendering import figures
 from edgekit.build.rendering.frontier import Point, survey
 from edgekit.build.rendering.plot import pareto_plot
-from edgekit.build.rendering.rows import Row, Standing, rows_of
+from edgekit.build.rendering.rows import Row, Standing, not_tried, rows_of
 from edgekit.build.rendering.subject import Subject
-from edgekit.build.report import Outcome, Report
+from edgekit.build.report import Report
 from edgekit_contract.errors import printable
 
 __all__ = ["markdown_page"]
@@ -81,12 +81,12 @@ def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
         ),
         figures_at=(0, 2, 3, 4, 5, 6),
     )
-    skipped = [c for c in report.candidates if c.outcome is Outcome.SKIPPED]
-    if skipped:
+    if skipped := not_tried(report):
         yield ""
-        yield "Not planned:"
+        yield "Not tried:"
         yield ""
-        yield from (f"- {_code(c.recipe)}: {_text(c.reason)}" for c in skipped)
+        for reason, recipes in skipped.items():
+            yield f"- {_text(reason)}: {', '.join(map(_code, recipes))}"
 
 
 def _outcome(row: Row) -> str:

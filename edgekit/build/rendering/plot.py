@@ -117,7 +117,7 @@ def pareto_plot(points: Sequence[Point], *, max_drop: float) -> ParetoPlot | Non
             point=point,
             x=x.at(point.latency.ratio),
             y=y.at(point.score.value),
-            area=(point.candidate.size_bytes or 0) / largest if largest > 0 else 1.0,
+            area=(point.candidate.size_bytes or 0) / largest if largest else 1.0,
             is_below=point.score.value < y.low,
             label=labels.get(point.index),
         )
@@ -167,8 +167,8 @@ def _stairs(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
 
 
 def linear_axis(values: Sequence[float]) -> Axis:
-    """An axis around values, with round ticks."""
-    low, high = min(values), max(values)
+    """An axis around values, as far as they can be plotted, with round ticks."""
+    low, high = (min(_PLOTTABLE, max(-_PLOTTABLE, v)) for v in (min(values), max(values)))
     pad = max((high - low) * _PAD, max(abs(low), abs(high), _NARROWEST) * _NARROWEST)
     low, high = low - pad, high + pad
     step = _step((high - low) / _TICKS)

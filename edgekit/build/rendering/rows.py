@@ -11,7 +11,7 @@ from edgekit.build.rendering.figures import reported
 from edgekit.build.rendering.frontier import Point
 from edgekit.build.report import Candidate, Outcome, Report
 
-__all__ = ["Row", "Standing", "rows_of"]
+__all__ = ["Row", "Standing", "not_tried", "rows_of"]
 
 
 class Standing(enum.Enum):
@@ -50,6 +50,15 @@ def rows_of(report: Report, points: Sequence[Point]) -> tuple[Row, ...]:
         Row(number=number, index=index, candidate=candidate, standing=standing)
         for number, (standing, index, candidate) in enumerate(tried, start=1)
     )
+
+
+def not_tried(report: Report) -> dict[str, list[str]]:
+    """Recipes by the reason why they were left out."""
+    found: dict[str, list[str]] = {}
+    for candidate in report.candidates:
+        if candidate.outcome is Outcome.SKIPPED:
+            found.setdefault(candidate.reason or "no reason is given", []).append(candidate.title)
+    return found
 
 
 _ORDER = {standing: place for place, standing in enumerate(Standing)}
