@@ -120,9 +120,10 @@ def _propose(
 
     file = questions.answer(model, "Model (.onnx or .tflite)", _only_model(), _existing)
     signature = proposal.read_signature(Path(file))
-    _tell(signature)
-    if not profiles and questions.can_ask:
-        _list_profiles()
+    if questions.can_ask:
+        _tell(signature)
+        if not profiles:
+            _list_profiles()
     chosen = questions.answer(
         ",".join(profiles) or None, "Profiles (names or .toml files, with commas)", None, _profiles
     )
