@@ -19,8 +19,8 @@ from edgekit.build.progress import Progress
 from edgekit.build.samples import DataRejected, Digest
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
+from edgekit_converters.calibration.watcher import SampleFailed
 from edgekit_converters.selection import select_static
-from edgekit_runtime.session import InferenceFailed
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -68,9 +68,9 @@ def calibrate(
                 scratch=scratch,
                 advance=advance,
             )
-        except InferenceFailed as error:
+        except SampleFailed as error:
             raise DataRejected(
-                f"the model fails on sample {feed.samples - 1} of {data.title} "
+                f"the model fails on sample {error.index} of {data.title} "
                 f"({str(error).rstrip('.')}): check that sample."
             ) from error
     if not feed.samples:

@@ -14,22 +14,28 @@ from typing import Final
 
 import numpy as np
 
-from edgekit_converters.calibration.noise import Range
+from edgekit_converters.calibration.noise import LEVELS, Range, squared_errors
 from edgekit_converters.calibration.statistics import Histogram, TensorStatistics
 
 __all__ = ["Estimator", "Range", "estimate"]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
-_MSE_STEPS: Final = 60
-_MSE_LEAST: Final = 0.01
-"""Least part of the min-max range that is tried."""
-_LEVELS: Final = 255
+_TRIED: Final = 48
+"""Ranges that a search tries at each turn."""
+_LEAST_PART: Final = 0.01
+"""Of the min-max range: least that a search tries."""
+_TURNS: Final = ((True, True), (False, True), (True, False))
+"""Whether the low and the high end move."""
+
+Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""What each of several ranges, given by lows and highs, loses."""
 
 
 class Estimator(enum.Enum):
     MINMAX = "minmax"
     PERCENTILE = "percentile"
+    ENTROPY = "entropy"
     MOVING_AVERAGE = "moving-average"
     MSE = "mse"
 
@@ -64,33 +70,74 @@ def _percentile(statistics: TensorStatistics) -> tuple[float, float]:
 
 
 def _mse(statistics: TensorStatistics) -> tuple[float, float]:
-    """The shrunken min-max range whose rounding and clipping errors, squared, are least."""
+    """The range whose rounding and clipping errors, squared, are least."""
     histogram = statistics.histogram
-    edges = histogram.edges
-    centres = (edges[:-1] + edges[1:]) / 2
-    best, best_error = (statistics.low, statistics.high), np.inf
-    for part in np.geomspace(1.0, _MSE_LEAST, _MSE_STEPS):
-        low, high = min(statistics.low * float(part), 0.0), max(statistics.high * float(part), 0.0)
-        error = _squared_error(histogram, centres, low, high)
-        if error < best_error:
-            best, best_error = (low, high), error
+    return _search(statistics, lambda lows, highs: squared_errors(histogram, lows, highs))
+
+
+def _entropy(statistics: TensorStatistics) -> tuple[float, float]:
+    """The range whose quantized distribution tells the clipped one best (Kullback-Leibler).
+
+    As published for magnitudes, but both ends move: a level is an equal share of the bins between
+    them. What is clipped counts in the last bin of its side. Zeros are left out: they are exact in
+    any range, and after a rectifier so many that nothing else would count. A range of fewer bins
+    than levels is not tried: bins cannot tell what it would lose.
+    """
+    histogram = statistics.histogram.holding_zero()
+    return _search(statistics, lambda lows, highs: _divergence(histogram, lows, highs))
+
+
+def _divergence(histogram: Histogram, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence, by sums up to each bin: the bins themselves are not visited."""
+    counts = histogram.counts_but_zeros
+    total, bins = counts.sum(), len(counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.where(counts > 0, counts * np.log(counts), 0.0)
+        up_to, filled_up_to, information_up_to = (
+            np.concatenate([[0], np.cumsum(each)]) for each in (counts, counts > 0, information)
+        )
+        first = np.rint(lows / histogram.width).astype(np.int64) - histogram.first
+        end = np.rint(highs / histogram.width).astype(np.int64) - histogram.first
+        first, end = np.clip(first, 0, bins - 1), np.clip(end, 1, bins)
+        last = end - 1
+        bounds = first[:, None] + np.arange(LEVELS + 1) * (end - first)[:, None] // LEVELS
+        within = np.diff(up_to[bounds]).astype(np.float64)
+        filled = np.diff(filled_up_to[bounds])
+        held = within.copy()
+        below, above = up_to[first], total - up_to[end]
+        held[:, 0] += below
+        held[:, -1] += above
+        filled[:, 0] += counts[first] == 0
+        filled[:, -1] += counts[last] == 0
+        told = np.where(held > 0, held * np.log(within / filled), 0.0).sum(axis=1)
+        own = information_up_to[end] - information_up_to[first]
+        for edge, clipped in ((first, below), (last, above)):
+            whole = counts[edge] + clipped
+            own += np.where(whole > 0, whole * np.log(whole), 0.0) - information[edge]
+        kept = up_to[end] - up_to[first]
+        divergence = (own - told) / total - np.log(total) + np.log(kept)
+    return np.where((end - first >= LEVELS) & np.isfinite(divergence), divergence, np.inf)
+
+
+def _search(statistics: TensorStatistics, cost: Cost) -> tuple[float, float]:
+    """The range that costs least, found by moving both ends at once, then one after the other."""
+    low, high = min(statistics.low, 0.0), max(statistics.high, 0.0)
+    parts = np.geomspace(1.0, _LEAST_PART, _TRIED)
+    best, least = (low, high), float(cost(np.array([low]), np.array([high]))[0])
+    for moves_low, moves_high in _TURNS if low < 0 < high else _TURNS[:1]:
+        lows = low * parts if moves_low else np.full(_TRIED, best[0])
+        highs = high * parts if moves_high else np.full(_TRIED, best[1])
+        costs = cost(lows, highs)
+        at = int(np.argmin(costs))
+        if costs[at] < least:
+            best, least = (float(lows[at]), float(highs[at])), float(costs[at])
     return best
-
-
-def _squared_error(histogram: Histogram, centres: np.ndarray, low: float, high: float) -> float:
-    step = (high - low) / _LEVELS
-    if step <= 0:
-        return float("inf")
-    clipped = np.clip(centres, low, high) - centres
-    inside = clipped == 0
-    # a rounding error is uniform within a step: its mean square is step^2 / 12
-    errors = np.where(inside, step * step / 12, clipped * clipped)
-    return float((errors * histogram.counts).sum())
 
 
 _ESTIMATORS: Final[Mapping[Estimator, Callable[[TensorStatistics], tuple[float, float]]]] = {
     Estimator.MINMAX: _minmax,
     Estimator.PERCENTILE: _percentile,
+    Estimator.ENTROPY: _entropy,
     Estimator.MOVING_AVERAGE: _moving_average,
     Estimator.MSE: _mse,
 }

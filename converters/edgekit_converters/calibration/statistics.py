@@ -60,6 +60,17 @@ class Histogram:
             counts[-self.first] -= self.zeros
         return counts
 
+    def holding_zero(self) -> Histogram:
+        """These counts in bins that reach zero, wider ones where that takes too many."""
+        made = Histogram()
+        made.merge(self)
+        if not len(made.counts):
+            return made
+        while max(made.first + len(made.counts), 1) - min(made.first, 0) > BINS:
+            made._coarsen(made.exponent + 1)
+        made._count(0, np.zeros(1, np.int64))
+        return made
+
     def add(self, values: np.ndarray) -> None:
         """Count float values, of any shape; NaN and infinity are passed over."""
         if not values.size:

@@ -30,7 +30,7 @@ from edgekit_converters.calibration.statistics import TensorStatistics
 from edgekit_runtime.backend_onnxruntime import OnnxSession
 from edgekit_runtime.session import InferenceFailed, ModelUnloadable
 
-__all__ = ["Plan", "Watcher", "plan_probes"]
+__all__ = ["Plan", "SampleFailed", "Watcher", "plan_probes"]
 
 Plan = Mapping[str, Probe]
 """How to tell of each tensor; inputs of the model are not in it."""
@@ -63,6 +63,14 @@ def plan_probes(
         shape = tuple(shapes[_SHAPE + name].tolist())
         plan[name] = probe_for(shape, rectified=name in never_below_zero)
     return plan
+
+
+class SampleFailed(InferenceFailed):
+    """The model failed on a sample of the data."""
+
+    def __init__(self, detail: str, *, index: int) -> None:
+        super().__init__(detail)
+        self.index = index
 
 
 class Watcher:
