@@ -59,6 +59,27 @@ class Layer:
         return self.shape[1] if self.attributes.get("transB") else self.shape[0]
 
     @property
+    def channels(self) -> int:
+        """Channels of the input."""
+        if self.operator == "Conv":
+            return self.shape[1] * self.groups
+        return self.shape[0] if self.operator == "ConvTranspose" else self.width
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        if self.operator == "Conv":
+            return self.shape[0]
+        if self.operator == "Gemm" and self.attributes.get("transB"):
+            return self.shape[0]
+        return self.shape[1]
+
+    @property
+    def trailing(self) -> int:
+        """Axes behind the channels', of input and output."""
+        return self._rank if self.operator in _CONVOLUTIONS else 0
+
+    @property
     def reading(self) -> tuple[object, ...]:
         """Equal for layers whose rows are equal: they share their moments."""
         geometry = tuple(
@@ -77,7 +98,7 @@ class Layer:
             split = wide.reshape(self.groups, -1, *self.shape[1:])
             flipped = np.flip(split, axis=tuple(range(3, split.ndim))).swapaxes(1, 2)
             return np.reshape(flipped, (self.groups, self.shape[1], self.width))
-        return (wide if self.attributes.get("transB") else wide.T)[None]
+        return np.ascontiguousarray(wide if self.attributes.get("transB") else wide.T)[None]
 
     def tensor(self, matrix: np.ndarray) -> np.ndarray:
         """What `matrix` was made of, float32."""
@@ -104,7 +125,8 @@ class Layer:
         index: tuple[Any, ...] = (places[0], slice(None), *places[1:])
         patches: np.ndarray = windows[index]
         rows: np.ndarray = np.reshape(patches, (len(places[0]), self.groups, self.width))
-        return rows.swapaxes(0, 1)
+        swapped: np.ndarray = rows.swapaxes(0, 1)
+        return swapped
 
     @property
     def _rank(self) -> int:
