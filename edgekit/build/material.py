@@ -50,7 +50,7 @@ class Material:
     labelled: bool
     """Whether the data tell the class of each row."""
     remarks: tuple[str, ...] = ()
-    """What the first runs showed, a sentence each."""
+    """What opening the model and the first runs showed, a sentence each."""
 
     @property
     def data(self) -> Data | None:
@@ -122,7 +122,10 @@ def gather(
         validation=validation,
         axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
-        remarks=tuple(_remarks(source.origin.name, tried, references, has_data=data is not None)),
+        remarks=(
+            *source.remarks,
+            *_remarks(source.origin.name, tried, references, has_data=data is not None),
+        ),
     )
 
 

@@ -23,25 +23,42 @@ def report(tmp_path: Path, model: Path, **changes: object) -> Report:
     return built.report
 
 
-def forest(path: Path) -> Path:
-    """A linear classifier as skl2onnx writes it: classes 3 and 7, and their probabilities."""
-    node = helper.make_node(
-        "LinearClassifier",
-        ["x"],
-        ["label", "probabilities"],
-        domain="ai.onnx.ml",
-        coefficients=[-1.0, 0.5, 1.0, -0.5],
-        intercepts=[0.0, 0.0],
-        classlabels_ints=[3, 7],
-        post_transform="SOFTMAX",
+def classifier(path: Path) -> Path:
+    """A linear classifier as skl2onnx writes it: classes 3 and 7, and a map of probabilities."""
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "scores"],
+            domain="ai.onnx.ml",
+            coefficients=[-1.0, 0.5, 1.0, -0.5],
+            intercepts=[0.0, 0.0],
+            classlabels_ints=[3, 7],
+            post_transform="SOFTMAX",
+        ),
+        helper.make_node(
+            "ZipMap", ["scores"], ["odds"], domain="ai.onnx.ml", classlabels_int64s=[3, 7]
+        ),
+        helper.make_node(
+            "LabelEncoder",
+            ["label"],
+            ["kind"],
+            domain="ai.onnx.ml",
+            keys_int64s=[3, 7],
+            values_strings=["cat", "dog"],
+        ),
+    ]
+    odds = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
     )
     graph = helper.make_graph(
-        [node],
+        nodes,
         "classical",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
         [
+            helper.make_tensor_value_info("kind", TensorProto.STRING, ["batch"]),
             helper.make_tensor_value_info("label", TensorProto.INT64, ["batch"]),
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 2]),
+            helper.make_value_info("odds", helper.make_sequence_type_proto(odds)),
         ],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
@@ -93,7 +110,7 @@ def labelled_data(path: Path) -> str:
 
 
 def test_classical_classes_are_judged_by_equality(tmp_path: Path) -> None:
-    model, data = forest(tmp_path / "m.onnx"), labelled_data(tmp_path / "d.npz")
+    model, data = classifier(tmp_path / "m.onnx"), labelled_data(tmp_path / "d.npz")
     found = report(tmp_path, model, validation=data)
     assert found.metric == "top1"
     baseline = found.candidates[0].score

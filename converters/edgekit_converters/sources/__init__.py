@@ -39,6 +39,8 @@ class Source:
     path: Path
     """Copy that needs nothing outside its directory, or the origin itself where it is that."""
     signature: Signature
+    remarks: tuple[str, ...] = ()
+    """What the model gives otherwise than the user's file, a sentence each."""
 
     @property
     def size_bytes(self) -> int:
@@ -80,7 +82,7 @@ def open_source(
     step = f"reading {origin.name}"
     bounds = isolation.limits_for(size)
     if kind is RuntimeKind.LITERT:
-        path, data = origin, []
+        path, data, remarks = origin, [], ()
         words = {"path": str(origin.resolve()), "kind": kind.value, "name": origin.name}
         signature = run(step, "edgekit_converters.proof:load", words, bounds)
     else:
@@ -89,6 +91,7 @@ def open_source(
         target = "edgekit_converters.sources.onnx_file:close"
         found = run(step, target, words | {"embedded_bytes": embedded_bytes}, bounds)
         signature, data = found["signature"], [Path(name) for name in found["data"]]
+        remarks = tuple(found["remarks"])
     return Source(
         origin=origin,
         sha256=digest,
@@ -96,6 +99,7 @@ def open_source(
         kind=kind,
         path=path,
         signature=msgspec.convert(signature, Signature),
+        remarks=remarks,
     )
 
 

@@ -16,7 +16,7 @@ from onnx import ModelProto, inliner
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, graph, proof
+from edgekit_converters import classical, external, graph, proof
 
 __all__ = ["NotAModel", "close"]
 
@@ -36,7 +36,8 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     """Write `source` as one model without loose ends: functions inlined, remarks gone, and data
     embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`.
 
-    Returns the signature of the loaded file and the data files that were read, as JSON.
+    Returns the signature of the loaded file, the data files that were read, and what became of
+    outputs that are no tensors of numbers, as JSON.
     Errors: `NotAModel`, `Refused` where no bundle holds it, `external.ExternalDataRefused`,
     `Misused` where it cannot be read, and those of `proof.load`.
     """
@@ -56,6 +57,7 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     if model.functions:
         model = inliner.inline_local_functions(model)
     graph.close_inputs(model)
+    remarks = classical.close_outputs(model)
     graph.strip_remarks(model)
     graph.prune_opsets(model)
     graph.clamp_ir(model)
@@ -64,7 +66,7 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     else:
         external.gather(model, path, Path(out))
     signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
-    return {"signature": signature, "data": [str(file) for file in data]}
+    return {"signature": signature, "data": [str(file) for file in data], "remarks": remarks}
 
 
 def _parse(path: Path) -> ModelProto:
