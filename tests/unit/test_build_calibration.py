@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgekit_converters.calibration.estimators import Estimator, estimate
+from edgekit_converters.calibration.estimators import Estimator, divergences, estimate
 from edgekit_converters.calibration.statistics import BINS, Histogram, TensorStatistics
 
 floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
@@ -156,3 +156,110 @@ def test_constant_tensors_have_a_range(value: float) -> None:
     found = estimate(observed(np.full(10, value, np.float32)), Estimator.PERCENTILE)
     assert found is not None
     assert max(abs(found.low), abs(found.high)) == pytest.approx(abs(value))
+
+
+def quantized_error(values: np.ndarray, low: float, high: float) -> float:
+    step = (high - low) / 255
+    bottom = np.rint(low / step)
+    levels = np.clip(np.rint(values / step), bottom, bottom + 255)
+    return float(((levels * step - values.astype(np.float64)) ** 2).mean())
+
+
+SKEWED = {
+    "normal": lambda random: random.standard_normal(20_000),
+    "a tail above": lambda random: random.gumbel(0.0, 1.0, 20_000),
+    "tails on both sides": lambda random: random.standard_t(4, 20_000),
+    "a floor and a tail": lambda random: np.maximum(random.standard_t(4, 20_000), -0.3),
+    "half of it zero": lambda random: np.maximum(random.standard_t(4, 20_000), 0),
+    "a lone outlier": lambda random: np.append(random.standard_normal(20_000), 60.0),
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+@given(seed=st.integers(0, 99))
+@settings(max_examples=4, deadline=None)
+def test_mse_range_is_nearly_the_best_that_trying_both_ends_finds(name: str, seed: int) -> None:
+    values = SKEWED[name](np.random.default_rng(seed)).astype(np.float32)
+    found = estimate(observed(*np.array_split(values, 20)), Estimator.MSE)
+    assert found is not None
+    low, high = min(float(values.min()), 0.0), float(values.max())
+    parts = np.geomspace(1, 0.03, 14)
+    best = min(
+        quantized_error(values, low * p, high * q) for p in (parts if low else [0.0]) for q in parts
+    )
+    assert quantized_error(values, found.low, found.high) < 1.05 * best
+
+
+def divergence_by_bins(histogram: Histogram, low: float, high: float) -> float:
+    """Kullback-Leibler divergence as Migacz describes it, bin by bin."""
+    counts = histogram.counts_but_zeros.astype(float)
+    first = math.floor(low / histogram.width) - histogram.first
+    end = math.floor(high / histogram.width) - histogram.first + 1
+    while not counts[first]:
+        first += 1
+    while not counts[end - 1]:
+        end -= 1
+    held = counts[first:end].copy()
+    held[0] += counts[:first].sum()
+    held[-1] += counts[end:].sum()
+    told = np.zeros(end - first)
+    for level in range(256):
+        start, stop = (k * (end - first) // 256 for k in (level, level + 1))
+        filled = counts[first + start : first + stop] > 0
+        if filled.any():
+            told[start:stop][filled] = counts[first + start : first + stop].sum() / filled.sum()
+    held, told = held / held.sum(), told / told.sum()
+    with np.errstate(divide="ignore"):
+        return float((held[held > 0] * np.log(held[held > 0] / told[held > 0])).sum())
+
+
+@given(seed=st.integers(0, 99), parts=st.tuples(st.floats(0.3, 1), st.floats(0.3, 1)))
+@settings(max_examples=20, deadline=None)
+def test_divergence_by_sums_is_that_of_the_bins(seed: int, parts: tuple[float, float]) -> None:
+    statistics = observed(*np.split(np.random.default_rng(seed).standard_t(5, 20_000), 20))
+    histogram = statistics.histogram.holding_zero()
+    low, high = statistics.low * parts[0], statistics.high * parts[1]
+    found = divergences(histogram, np.array([low]), np.array([high]))[0]
+    assert found == pytest.approx(divergence_by_bins(histogram, low, high), abs=1e-9)
+
+
+def test_entropy_range_diverges_least_of_those_tried() -> None:
+    random = np.random.default_rng(4)
+    for name, make in SKEWED.items():
+        statistics = observed(*np.array_split(make(random).astype(np.float32), 20))
+        histogram = statistics.histogram.holding_zero()
+        found = estimate(statistics, Estimator.ENTROPY)
+        assert found is not None
+        own = divergences(histogram, np.array([found.low]), np.array([found.high]))[0]
+        parts = np.geomspace(1, 0.1, 40)
+        both = divergences(histogram, statistics.low * parts, statistics.high * parts)
+        assert np.isfinite(own) and own <= both.min() * 1.1 + 1e-9, name
+
+
+def test_entropy_cuts_a_long_thin_tail_and_keeps_what_zeros_hide() -> None:
+    random = np.random.default_rng(5)
+    body = random.exponential(1.0, 60_000).astype(np.float32)
+    found = estimate(observed(*np.split(body, 50)), Estimator.ENTROPY)
+    rectified = np.concatenate([body, np.zeros(180_000, np.float32)])
+    hidden = estimate(observed(*np.split(random.permutation(rectified), 200)), Estimator.ENTROPY)
+    assert found is not None and hidden is not None
+    assert 4 < found.high < body.max() * 0.9
+    assert hidden.high == pytest.approx(found.high, rel=0.15)
+
+
+@given(arrays)
+def test_bins_that_hold_zero_are_few_and_count_the_same(values: np.ndarray) -> None:
+    histogram = counted(values).holding_zero()
+    assert histogram.total == values.size
+    assert len(histogram.counts) <= BINS
+    assert histogram.first <= 0 < histogram.first + len(histogram.counts)
+
+
+def test_sums_of_extremes_are_exact_in_any_order() -> None:
+    samples = [np.array([value], np.float32) for value in (3e38, 1e-45, -3e38, 0.1, 1e-30, 7e20)]
+    sums = {
+        (seen.sum_low, seen.sum_high)
+        for order in (samples, samples[::-1], samples[3:] + samples[:3])
+        for seen in [observed(*order)]
+    }
+    assert len(sums) == 1

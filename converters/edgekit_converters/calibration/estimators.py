@@ -17,7 +17,7 @@ import numpy as np
 from edgekit_converters.calibration.noise import LEVELS, Range, squared_errors
 from edgekit_converters.calibration.statistics import Histogram, TensorStatistics
 
-__all__ = ["Estimator", "Range", "estimate"]
+__all__ = ["Estimator", "Range", "divergences", "estimate"]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
@@ -84,32 +84,35 @@ def _entropy(statistics: TensorStatistics) -> tuple[float, float]:
     than levels is not tried: bins cannot tell what it would lose.
     """
     histogram = statistics.histogram.holding_zero()
-    return _search(statistics, lambda lows, highs: _divergence(histogram, lows, highs))
+    return _search(statistics, lambda lows, highs: divergences(histogram, lows, highs))
 
 
-def _divergence(histogram: Histogram, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+def divergences(histogram: Histogram, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
     """Kullback-Leibler divergence, by sums up to each bin: the bins themselves are not visited."""
     counts = histogram.counts_but_zeros
-    total, bins = counts.sum(), len(counts)
+    total = counts.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
         information = np.where(counts > 0, counts * np.log(counts), 0.0)
-        up_to, filled_up_to, information_up_to = (
+        up_to, bins_up_to, information_up_to = (
             np.concatenate([[0], np.cumsum(each)]) for each in (counts, counts > 0, information)
         )
-        first = np.rint(lows / histogram.width).astype(np.int64) - histogram.first
-        end = np.rint(highs / histogram.width).astype(np.int64) - histogram.first
-        first, end = np.clip(first, 0, bins - 1), np.clip(end, 1, bins)
-        last = end - 1
+        first = np.floor(lows / histogram.width).astype(np.int64) - histogram.first
+        last = np.floor(highs / histogram.width).astype(np.int64) - histogram.first
+        # what is clipped counts at the outermost values that are kept, not in an empty bin
+        filled = np.union1d(np.flatnonzero(counts), -histogram.first)
+        first = filled[np.searchsorted(filled, first)]
+        last = filled[np.searchsorted(filled, last, side="right") - 1]
+        end = last + 1
         bounds = first[:, None] + np.arange(LEVELS + 1) * (end - first)[:, None] // LEVELS
         within = np.diff(up_to[bounds]).astype(np.float64)
-        filled = np.diff(filled_up_to[bounds])
+        sharing = np.diff(bins_up_to[bounds])
         held = within.copy()
         below, above = up_to[first], total - up_to[end]
         held[:, 0] += below
         held[:, -1] += above
-        filled[:, 0] += counts[first] == 0
-        filled[:, -1] += counts[last] == 0
-        told = np.where(held > 0, held * np.log(within / filled), 0.0).sum(axis=1)
+        sharing[:, 0] += counts[first] == 0  # the bin of zero
+        sharing[:, -1] += counts[last] == 0
+        told = np.where(held > 0, held * np.log(within / sharing), 0.0).sum(axis=1)
         own = information_up_to[end] - information_up_to[first]
         for edge, clipped in ((first, below), (last, above)):
             whole = counts[edge] + clipped

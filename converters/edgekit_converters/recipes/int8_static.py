@@ -19,7 +19,6 @@ from edgekit_converters.selection import STATIC_OPERATORS
 
 __all__ = ["RECIPES"]
 
-_ESTIMATORS: Final = (Estimator.MINMAX, Estimator.PERCENTILE)
 _TITLES: Final = {
     Granularity.PER_CHANNEL: "a scale per output channel",
     Granularity.PER_TENSOR: "one scale per weight",
@@ -69,5 +68,5 @@ def _recipe(
 
 
 RECIPES: Final = tuple(
-    _recipe(*choices) for choices in product(Granularity, Activations, (False, True), _ESTIMATORS)
+    _recipe(*choices) for choices in product(Granularity, Activations, (False, True), Estimator)
 )
