@@ -1,4 +1,4 @@
-"""onnxruntime's graph rewriting for quantization, behind two functions of ours.
+"""onnxruntime's graph rewriting for quantization, behind a function of ours.
 
 Invariant: nothing of onnxruntime.quantization is used elsewhere; ranges are ours, nodes are named
 one by one, and its options are these. What comes out is checked by those who asked for it.
@@ -25,13 +25,11 @@ from edgekit_converters.conditioning.moments import read_moments
 from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 from edgekit_converters.selection import (
-    DYNAMIC_OPERATORS,
     FIRST_INPUT_ONLY,
-    select_dynamic,
     select_static,
 )
 
-__all__ = ["Activations", "Granularity", "quantize_dynamic", "quantize_static"]
+__all__ = ["Activations", "Granularity", "quantize_static"]
 
 _LARGEST: Final = 1e30
 """A range beyond this is a mask's minus infinity, not a value: its nodes stay float."""
@@ -104,44 +102,6 @@ def quantize_static(
     quantized = _quietly(quantizer.quantize_model)
     _shield(quantized)
     _save(quantized, out)
-
-
-def quantize_dynamic(
-    source: Path, out: Path, *, granularity: Granularity, reduce_range: bool
-) -> None:
-    """Write `source` with 8-bit weights in its MatMul, Gemm and LSTM nodes, subgraphs included;
-    activations are quantized while it runs. Errors: as `quantize_static`.
-    """
-    from onnxruntime.quantization import QuantizationMode, QuantType
-    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-
-    model = onnx.load_model(source)
-    nodes = select_dynamic(model).nodes
-    if not nodes:
-        raise Refused("no node could be quantized.")
-    model = _typed(model, {})
-    nested = len(list(graph.graphs(model.graph))) > 1
-
-    def quantize() -> Any:
-        quantizer = ONNXQuantizer(
-            model,
-            granularity is Granularity.PER_CHANNEL,
-            reduce_range,
-            QuantizationMode.IntegerOps,
-            False,
-            QuantType.QInt8,
-            QuantType.QUInt8,
-            None,
-            # a Gemm becomes a MatMul of another name, so nodes cannot be named here
-            [],
-            _unchosen(model, set(nodes)),
-            sorted(DYNAMIC_OPERATORS),
-            {"MatMulConstBOnly": True, "EnableSubgraph": nested},
-        )
-        quantizer.quantize_model()
-        return quantizer.model.model
-
-    _save(_quietly(quantize), out)
 
 
 def _condition(
@@ -262,15 +222,6 @@ def _typed(model: ModelProto, found: Mapping[str, Range]) -> ModelProto:
     )
     helper.set_model_props(typed, {"onnx.infer": "onnxruntime.quant"})
     return typed
-
-
-def _unchosen(model: ModelProto, chosen: set[str]) -> list[str]:
-    return [
-        node.name
-        for current in graph.graphs(model.graph)
-        for node in current.node
-        if node.op_type in DYNAMIC_OPERATORS and node.name not in chosen
-    ]
 
 
 def _quietly(work: Any) -> ModelProto:

@@ -20,7 +20,6 @@ __all__ = [
     "FIRST_INPUT_ONLY",
     "STATIC_OPERATORS",
     "Selection",
-    "select_dynamic",
     "select_static",
     "weighted_names",
 ]
@@ -103,23 +102,6 @@ def select_static(
         nodes=tuple(node.name for node in current.node if node.name in chosen),
         sources={name: source(name) for name in sorted(quantized)},
     )
-
-
-def select_dynamic(model: ModelProto) -> Selection:
-    """What dynamic quantization takes, subgraphs included; it needs no ranges."""
-    names: list[str] = []
-    known: frozenset[str] = frozenset()
-    for current in graph.graphs(model.graph):
-        names += [
-            node.name
-            for node in weighted_nodes(current, known=known)
-            if node.op_type in DYNAMIC_OPERATORS
-        ]
-        if current is model.graph:
-            known = frozenset(
-                t.name for t in current.initializer if t.data_type == TensorProto.FLOAT
-            )
-    return Selection(nodes=tuple(names), sources={})
 
 
 def weighted_names(model: ModelProto) -> tuple[str, ...]:

@@ -1,0 +1,242 @@
+"""Dynamic quantization: 8-bit products of weights quantized beforehand and of activations that are
+quantized while the model runs.
+
+Sources: ONNX operators DynamicQuantizeLinear and MatMulInteger; onnxruntime's DynamicQuantizeLSTM.
+Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it was measured.
+
+Weights are symmetric, so that products need no correction by the sums of activations. They may be
+stored in fewer bits, in blocks: nodes at the front of the graph make 8-bit weights of them, which
+the runtime folds while it loads; the arithmetic is that of 8 bits.
+
+Invariant: a node that is not taken, and all that it reads, stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto
+
+from edgekit_contract.errors import Refused
+from edgekit_converters import graph
+from edgekit_converters.blockwise import Blocks, channelwise, quantized
+from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
+from edgekit_converters.conditioning.moments import Moments
+from edgekit_converters.conditioning.rounding import reconstruct
+from edgekit_converters.draft import CONTRIB, Draft, Place, attributes
+from edgekit_converters.packing import unpacked
+from edgekit_converters.tables import table_of, take_rows
+
+__all__ = ["Storage", "quantize_dynamic"]
+
+_NODE_BYTES: Final = 4096
+"""What the nodes that widen packed weights take, about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How weights are kept in the file; products are of 8 bits whatever it is."""
+
+    bits: int = 8
+    block: int | None = None
+    """Rows that share a step; None: all of a column."""
+    table_bits: int = 8
+
+
+def quantize_dynamic(
+    source: Path,
+    out: Path,
+    *,
+    per_channel: bool,
+    reduce_range: bool,
+    storage: Storage,
+    spared: frozenset[str] = frozenset(),
+    moments: Mapping[str, Moments] | None = None,
+) -> None:
+    """Write `source` with 8-bit products in its MatMul, Gemm and LSTM nodes and narrow tables in
+    its Gather nodes, subgraphs included.
+
+    `reduce_range` keeps weights within 7 bits. `spared` nodes stay float32, or keep 8 bits where
+    the others are stored in fewer; `moments` of nodes make rounding mind their inputs. Errors:
+    `Refused` where nothing can be quantized.
+    """
+    model = onnx.load_model(source)
+    levels = REDUCED_LEVELS if reduce_range else FULL_LEVELS
+    is_packed = storage.bits < 8
+    if moments and not is_packed:
+        nodes = [n.name for n in model.graph.node if n.name not in spared]
+        grid = Grid(per_channel=per_channel, levels=levels)
+        reconstruct(model, moments, nodes=nodes, grid=grid)
+    rewriting = _Rewriting(
+        per_channel=per_channel,
+        levels=levels,
+        storage=storage,
+        spared=spared,
+        moments=moments or {},
+    )
+    draft = Draft(model)
+    if not draft.replace(rewriting.change):
+        raise Refused("no node could be quantized.")
+    if is_packed and not rewriting.packed:
+        raise Refused("no weight is large enough to be worth packing: use int8-dynamic.")
+    draft.save(out)
+
+
+@dataclass(kw_only=True)
+class _Rewriting:
+    per_channel: bool
+    levels: int
+    storage: Storage
+    spared: frozenset[str]
+    moments: Mapping[str, Moments]
+    packed: int = 0
+    """Weights stored in fewer than 8 bits so far."""
+
+    def change(self, place: Place, node: NodeProto) -> bool:
+        is_spared, is_packing = node.name in self.spared, self.storage.bits < 8
+        if node.domain not in graph.ONNX_DOMAINS or (is_spared and not is_packing):
+            return False
+        if node.op_type == "LSTM":
+            return self._lstm(place, node)
+        if (table := table_of(place, node)) is not None:
+            take_rows(place, node, table, bits=8 if is_spared else self.storage.table_bits)
+            return True
+        if node.op_type not in ("MatMul", "Gemm") or place.holder(node.input[0]) is not None:
+            return False
+        weight = place.floats(node.input[1])
+        if weight is None or weight.ndim < 2 or not np.isfinite(weight).all():
+            return False
+        values = attributes(node)
+        saved_bytes = weight.size * (8 - self.storage.bits) // 8
+        is_narrow = not is_spared and weight.ndim == 2 and saved_bytes > _NODE_BYTES
+        codes, steps = self._weights(place, node, weight, narrow=is_narrow)
+        activation = node.input[0]
+        if values.get("transA"):
+            activation = place.add("Transpose", [activation], "turned", perm=[1, 0])
+        self._product(place, node, activation, codes, steps * np.float32(values.get("alpha", 1)))
+        return True
+
+    def _weights(
+        self, place: Place, node: NodeProto, weight: np.ndarray, *, narrow: bool
+    ) -> tuple[str, np.ndarray]:
+        """Name of the int8 weights, rows first, and their steps [1, columns] or []."""
+        holder = place.holder(node.input[1])
+        assert holder is not None
+        is_turned = bool(attributes(node).get("transB"))
+        key = ("weights", node.input[1], is_turned, narrow)
+        if key not in holder.memory:
+            matrix = weight.T if is_turned else weight
+            holder.memory[key] = (
+                self._packed(holder, node, matrix) if narrow else self._plain(holder, matrix)
+            )
+        codes, steps = holder.memory[key]
+        return codes, steps
+
+    def _plain(self, holder: Place, matrix: np.ndarray) -> tuple[str, np.ndarray]:
+        axes = (-2,) if self.per_channel else tuple(range(matrix.ndim))
+        codes, steps = channelwise(matrix, axes, levels=self.levels)
+        return holder.constant(codes, "weights"), steps if self.per_channel else steps.reshape(())
+
+    def _packed(self, holder: Place, node: NodeProto, matrix: np.ndarray) -> tuple[str, np.ndarray]:
+        self.packed += 1
+        bits, rows = self.storage.bits, len(matrix)
+        block = min(self.storage.block or rows, rows)
+        blocks = quantized(
+            matrix,
+            bits=bits,
+            block=block,
+            symmetric=False,
+            moments=self.moments.get(node.name),
+        )
+        steps = np.max(np.abs(blocks.values), axis=0, keepdims=True) / np.float32(self.levels)
+        steps = np.where(steps < np.finfo(np.float32).tiny, np.float32(1), steps)
+        return _widened(holder, blocks, bits, steps, self.levels), steps
+
+    def _product(
+        self, place: Place, node: NodeProto, activation: str, codes: str, steps: np.ndarray
+    ) -> None:
+        key = ("dynamic", activation)
+        if key not in place.memory:
+            names = [place.fresh(f"{activation}_{part}") for part in ("uint8", "step", "zero")]
+            place.add("DynamicQuantizeLinear", [activation], activation, outputs=names)
+            place.memory[key] = names
+        small, step, zero = place.memory[key]
+        total = place.add("MatMulInteger", [small, codes, zero], "total")
+        total = place.add("Cast", [total], "total", to=TensorProto.FLOAT)
+        steps = steps.reshape(-1) if steps.ndim == 2 else steps
+        scale = place.add("Mul", [step, place.constant(steps, "steps")], "scale")
+        bias = _bias(place, node)
+        result = node.output[0]
+        scaled = place.add("Mul", [total, scale], "product", outputs=[] if bias else [result])
+        if bias:
+            place.add("Add", [scaled, bias], "sum", outputs=[result])
+
+    def _lstm(self, place: Place, node: NodeProto) -> bool:
+        values = attributes(node)
+        weights = [place.floats(name) for name in node.input[1:3]]
+        if values.pop("layout", 0) or any(w is None or not np.isfinite(w).all() for w in weights):
+            return False
+        added: list[list[str]] = []
+        for name, weight in zip(node.input[1:3], weights, strict=True):
+            assert weight is not None
+            holder = place.holder(name)
+            assert holder is not None
+            axes = (2,) if self.per_channel else (1, 2)
+            codes, steps = channelwise(weight, axes, levels=self.levels)
+            turned = holder.constant(codes.swapaxes(1, 2), "weights")
+            kept = (len(weight), -1) if self.per_channel else (len(weight),)
+            flat = steps.reshape(kept)
+            zeros = np.zeros(flat.shape, np.int8)
+            added.append([turned, holder.constant(flat, "steps"), holder.constant(zeros, "zeros")])
+        (w, *of_w), (r, *of_r) = added
+        rest = [*node.input[3:], *[""] * (8 - len(node.input))]
+        place.add(
+            "DynamicQuantizeLSTM",
+            [node.input[0], w, r, *rest, *of_w, *of_r],
+            node.name,
+            outputs=node.output,
+            domain=CONTRIB,
+            **values,
+        )
+        return True
+
+
+def _bias(place: Place, node: NodeProto) -> str | None:
+    """What a Gemm adds."""
+    if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+        return None
+    beta = attributes(node).get("beta", 1.0)
+    if beta == 1:
+        return node.input[2]
+    return place.add(
+        "Mul", [node.input[2], place.constant(np.array(beta, np.float32), "beta")], "bias"
+    )
+
+
+def _widened(place: Place, blocks: Blocks, bits: int, steps: np.ndarray, levels: int) -> str:
+    """Nodes that make int8 weights of packed ones, for products with steps [1, columns]."""
+    count, block, columns = blocks.codes.shape
+    codes = unpacked(place, blocks.codes.reshape(1, -1), bits, blocks.codes.shape)
+    zeros = unpacked(place, blocks.zeros.reshape(1, -1), bits, (count, 1, columns))
+    values = place.add("Sub", [codes, zeros], "codes", front=True)
+    kept = place.constant(blocks.stored_steps, "steps")
+    kept = place.add("Cast", [kept], "steps", front=True, to=TensorProto.FLOAT)
+    factor = place.add("Div", [kept, place.constant(steps, "steps")], "steps", front=True)
+    shape = place.constant(np.array([count, 1, columns], np.int64), "shape")
+    factor = place.add("Reshape", [factor, shape], "steps", front=True)
+    values = place.add("Mul", [values, factor], "codes", front=True)
+    values = place.add("Round", [values], "codes", front=True)
+    bounds = [place.constant(np.array(n, np.float32), "bound") for n in (-levels, levels)]
+    values = place.add("Clip", [values, *bounds], "codes", front=True)
+    values = place.add("Cast", [values], "codes", front=True, to=TensorProto.INT8)
+    flat = place.constant(np.array([count * block, columns], np.int64), "shape")
+    values = place.add("Reshape", [values, flat], "codes", front=True)
+    if count * block == blocks.rows:
+        return values
+    ends = [place.constant(np.array([n], np.int64), "bound") for n in (0, blocks.rows, 0)]
+    return place.add("Slice", [values, *ends], "codes", front=True)

@@ -1,0 +1,216 @@
+"""What dynamic quantization makes of small models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from small_models import write_small
+
+from edgekit_contract.errors import Refused
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import graph
+from edgekit_converters.conditioning.moments import Moments
+from edgekit_converters.dynamic import Storage, quantize_dynamic
+from edgekit_converters.proof import generated
+from edgekit_runtime.session import open_session
+
+
+def prepared(name: str, directory: Path) -> Path:
+    """As normalization leaves it: constants are initializers, nodes have names."""
+    path = write_small(name, directory)
+    model = onnx.load_model(path)
+    graph.bake_constants(model)
+    graph.name_nodes(model)
+    onnx.save_model(model, path)
+    return path
+
+
+def encoder(directory: Path, *, rows: int = 512, width: int = 128) -> Path:
+    """A table, a MatMul and a Gemm that are large enough to be packed."""
+    random = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> TensorProto:
+        return numpy_helper.from_array(random.standard_normal(shape).astype(np.float32) / 8, name)
+
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"], name="rows"),
+        helper.make_node("MatMul", ["e", "w"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "v"], ["p"], name="second"),
+        helper.make_node("ReduceMean", ["p"], ["m"], axes=[1], keepdims=0, name="mean"),
+        helper.make_node(
+            "Gemm", ["m", "u", "b"], ["y"], transB=1, alpha=0.5, beta=2.0, name="last"
+        ),
+    ]
+    inner = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [
+            weight("table", rows, width),
+            weight("w", width, 200),
+            weight("v", 200, width),
+            weight("u", 64, width),
+            weight("b", 64),
+        ],
+    )
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    path = directory / "encoder.onnx"
+    onnx.save_model(model, path)
+    return path
+
+
+def made(path: Path, *, per_channel: bool = True, reduced: bool = False, **changes) -> Path:
+    out = path.with_suffix(".dynamic.onnx")
+    values = {"storage": Storage()} | changes
+    quantize_dynamic(path, out, per_channel=per_channel, reduce_range=reduced, **values)
+    return out
+
+
+def spread(path: Path, out: Path, *, axis_length: int = 8) -> float:
+    """The greatest difference, as a part of the greatest output."""
+    before, after = (open_session(RuntimeKind.ONNXRUNTIME, p) for p in (path, out))
+    feeds = generated(before.inputs, seed=1, axis_length=axis_length)
+    if "ids" in feeds:
+        feeds["ids"] = np.arange(feeds["ids"].size).reshape(feeds["ids"].shape)
+    want, got = before.run(feeds), after.run(feeds)
+    assert list(want) == list(got)
+    return max(
+        float(np.abs(got[n] - v).max() / np.abs(v).max()) for n, v in want.items() if v.dtype != int
+    )
+
+
+def operators(path: Path) -> set[str]:
+    return set(graph.operators(onnx.load_model(path)))
+
+
+@pytest.mark.parametrize(
+    "name", ["several_outputs", "lstm", "regression", "branches", "shared_weights", "dynamic_axes"]
+)
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("reduced", [True, False])
+def test_outputs_stay_near(name: str, per_channel: bool, reduced: bool, tmp_path: Path) -> None:
+    path = prepared(name, tmp_path)
+    out = made(path, per_channel=per_channel, reduced=reduced)
+    assert operators(out) & {"MatMulInteger", "com.microsoft:DynamicQuantizeLSTM"}
+    assert spread(path, out) < 0.06
+
+
+def test_attributes_of_gemm_are_kept(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    assert spread(path, made(path)) < 0.02
+
+
+def test_table_and_weights_take_a_quarter(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    out = made(path)
+    assert out.stat().st_size < 0.28 * path.stat().st_size
+    assert not any(
+        t.data_type == TensorProto.FLOAT and numpy_helper.to_array(t).size > 600
+        for t in onnx.load_model(out).graph.initializer
+    )
+
+
+@pytest.mark.parametrize(
+    ("storage", "part"),
+    [
+        (Storage(bits=6, block=100, table_bits=6), 0.245),
+        (Storage(bits=5, block=64, table_bits=4), 0.21),
+        (Storage(bits=4, block=32, table_bits=4), 0.20),
+    ],
+)
+def test_packed_weights_are_smaller_and_compute_in_8_bits(
+    storage: Storage, part: float, tmp_path: Path
+) -> None:
+    path = encoder(tmp_path)
+    out = made(path, storage=storage)
+    assert out.stat().st_size < part * path.stat().st_size
+    assert "MatMulInteger" in operators(out)
+    assert spread(path, out) < {6: 0.08, 5: 0.15, 4: 0.25}[storage.bits]
+
+
+def test_spared_node_stays_as_it_was(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    out = made(path, spared=frozenset({"first", "rows"}))
+    left = {n.name: n.op_type for n in onnx.load_model(out).graph.node}
+    assert left["first"] == "MatMul" and left["rows"] == "Gather" and "second" not in left
+
+
+def test_spared_node_of_a_packed_model_keeps_8_bits(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    packed = Storage(bits=4, block=32, table_bits=4)
+    every = made(path, storage=packed)
+    narrow = every.stat().st_size
+    spared = made(path, storage=packed, spared=frozenset({"first"}))
+    assert narrow < spared.stat().st_size < narrow + 200 * 128
+    assert "MatMul" not in operators(spared)
+
+
+def product(directory: Path, names: tuple[str, ...], *shape: int) -> Path:
+    """Several MatMul that read one input."""
+    random = np.random.default_rng(5)
+    weights = [
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), f"w{n}")
+        for n in names
+    ]
+    inner = helper.make_graph(
+        [helper.make_node("MatMul", ["x", f"w{n}"], [n], name=f"to {n}") for n in names],
+        "heads",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", shape[0]])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["rows", shape[1]]) for n in names],
+        weights,
+    )
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    path = directory / "heads.onnx"
+    onnx.save_model(model, path)
+    return path
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(bits=4, block=32)])
+def test_rounding_by_moments_changes_outputs_less(storage: Storage, tmp_path: Path) -> None:
+    path, random = product(tmp_path, ("y",), 128, 96), np.random.default_rng(3)
+    rows = random.standard_normal((400, 128)) @ random.standard_normal((128, 128))
+    seen = Moments(gram=(rows.T @ rows / len(rows))[None], mean=rows.mean(0)[None], rows=len(rows))
+    want = open_session(RuntimeKind.ONNXRUNTIME, path).run({"x": rows.astype(np.float32)})["y"]
+
+    def error(moments: dict[str, Moments]) -> float:
+        session = open_session(
+            RuntimeKind.ONNXRUNTIME, made(path, storage=storage, moments=moments)
+        )
+        return float(np.mean((session.run({"x": rows.astype(np.float32)})["y"] - want) ** 2))
+
+    assert error({"to y": seen}) < 0.95 * error({})
+
+
+def test_one_quantization_serves_all_that_read_a_tensor(tmp_path: Path) -> None:
+    path = product(tmp_path, ("q", "k", "v"), 8, 8)
+    counted = graph.operators(onnx.load_model(made(path)))
+    assert (counted["DynamicQuantizeLinear"], counted["MatMulInteger"]) == (1, 3)
+
+
+def test_weights_that_are_not_numbers_stay(tmp_path: Path) -> None:
+    path = encoder(tmp_path)
+    model: ModelProto = onnx.load_model(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w":
+            broken = numpy_helper.to_array(tensor).copy()
+            broken[0, 0] = np.inf
+            tensor.CopyFrom(numpy_helper.from_array(broken, "w"))
+    onnx.save_model(model, path)
+    names = {n.name for n in onnx.load_model(made(path)).graph.node}
+    assert "first" in names and "second" not in names
+
+
+def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no node could be quantized"):
+        made(prepared("classical", tmp_path))
+
+
+def test_small_weights_are_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="use int8-dynamic"):
+        made(prepared("regression", tmp_path), storage=Storage(bits=4, block=32))
