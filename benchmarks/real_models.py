@@ -1,9 +1,10 @@
-"""Four real models from packages, with real data, as files that `edgekit build` takes.
+"""Five real models from packages, with real data, as files that `edgekit build` takes.
 
 EfficientNet-Lite0 (ImageNet classes; Apache-2.0) with the 20 labelled photographs of foolbox;
 magika (file types) with files of this machine; silero-vad (voice activity, nested If) with spoken
 clips of Debian's asterisk-core-sounds-en-wav; basic-pitch (notes in music), as ONNX and as TFLite,
-with the same clips. `scripts/models` installs the packages. Nothing is fetched here.
+with the same clips; MiniLM (sentence embeddings) with sentences of Python's documentation.
+`scripts/models` installs the packages. Nothing is fetched here.
 
 Invariant: the same machine gives the same files; calibration and validation share no sample.
 """
@@ -234,10 +235,30 @@ def _input_name(model: Path) -> str:
     return open_session(kind, model).inputs[0].name
 
 
+def minilm(directory: Path, *, sentences: int = 400) -> RealModel:
+    """Sentences of many lengths, one to a file; every fourth is for calibration."""
+    import minilm as sentence_encoder
+
+    archive = package_directory("all_minilm_l6_v2") / "model.zip"
+    model = directory / "minilm.onnx"
+    if not model.exists():
+        sentence_encoder.export(archive, model)
+    calibration, validation = directory / "sentences-calibration", directory / "sentences"
+    for index, tokens in enumerate(sentence_encoder.token_rows(archive, sentences)):
+        part = validation if index % 4 else calibration
+        part.mkdir(exist_ok=True)
+        file = part / f"{index:04d}.npz"
+        _save(file, input_ids=tokens, attention_mask=np.ones_like(tokens))
+    return RealModel(
+        name="minilm", model=model, calibration=calibration, validation=validation, max_drop=0.01
+    )
+
+
 MODELS: Mapping[str, Callable[[Path], RealModel]] = {
     "efficientnet-lite0": efficientnet,
     "magika": magika,
     "silero-vad": silero_vad,
     "basic-pitch": basic_pitch,
+    "minilm": minilm,
     "basic-pitch-tflite": lambda directory: basic_pitch(directory, tflite=True),
 }
