@@ -22,7 +22,7 @@ from edgekit_converters.fusion.constants import constants, lengths
 from edgekit_converters.fusion.embedding import lookups, tables
 from edgekit_converters.fusion.extremes import extremes
 from edgekit_converters.fusion.gelu import gelu
-from edgekit_converters.fusion.moves import copies, expansions, pairs, returns, targets
+from edgekit_converters.fusion.moves import copies, pairs, returns, targets
 from edgekit_converters.fusion.names import distinguish
 from edgekit_converters.fusion.normalizing import (
     LAYER_NORMALIZATION_OPSET,
@@ -49,7 +49,6 @@ _RULES: Final[tuple[Rule, ...]] = (
     copies,
     pairs,
     returns,
-    expansions,
     affine,
     gelu,
     softmax,
@@ -113,7 +112,7 @@ def _sweep(
     held: Counter[str] = Counter()
     for node in reversed(list(current.node)):
         for rule in _RULES:
-            if scope.producers.get(node.output[0]) is not node:
+            if not node.output or scope.producers.get(node.output[0]) is not node:
                 break  # it went with a larger one
             replacement = rule(scope, node)
             if replacement is not None:

@@ -32,7 +32,7 @@ def affine(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
         if convolution is None or scope.sole_user(value) is None or scope.sole_user(made) is None:
             continue
         axes = scope.integers(squeeze, "axes", 1) if squeeze is not None else ()
-        if axes is None or any(axis < 2 for axis in axes):
+        if axes is None or any(axis % (len(dims) + len(axes)) < 2 for axis in axes):
             continue
         channels = _per_channel(factor, dims)
         absorbed = None if channels is None else _absorbed(scope, node, convolution, channels)
@@ -67,6 +67,8 @@ def _absorbed(
     weights = scope.array(convolution.input[1])
     has_bias = len(convolution.input) > 2 and convolution.input[2]
     bias = scope.array(convolution.input[2]) if has_bias else np.zeros(len(channels), np.float32)
+    if is_op(node, "Mul") and scope.sole_user(convolution.input[1]) is None:
+        return None  # another node has the same weights
     if weights is None or bias is None or {weights.dtype, bias.dtype} != {np.dtype(np.float32)}:
         return None
     inputs = list(convolution.input[:2])

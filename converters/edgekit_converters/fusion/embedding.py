@@ -17,6 +17,8 @@ from edgekit_converters.fusion.scope import CONTRIB, Scope, attribute, is_op
 __all__ = ["lookups", "tables"]
 
 _INDICES: Final = (TensorProto.INT32, TensorProto.INT64)
+_MIN_OPSET: Final = 13
+"""From here on Clip takes integers, and Squeeze its axes as an input."""
 _POINTWISE: Final = frozenset(
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Relu", "Tanh", "Sigmoid", "Erf", "Exp", "Clip"}
     | {"LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Sqrt", "Pow", "Gelu"}
@@ -26,12 +28,14 @@ _POINTWISE_CONTRIB: Final = frozenset({"Gelu", "FastGelu", "QuickGelu"})
 
 def lookups(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
     """MatMul(Cast(Equal(ids[..., 1], 0..n-1)), table) as Gather(table, ids)."""
-    if not is_op(node, "MatMul"):
+    if not is_op(node, "MatMul") or scope.opset < _MIN_OPSET:
         return None
     table = scope.array(node.input[1])
     cast = scope.producer(node.input[0], "Cast")
     equal = scope.producer(cast.input[0], "Equal") if cast is not None else None
     if table is None or table.ndim != 2 or equal is None or not np.isfinite(table).all():
+        return None
+    if not _is_only_for(scope, node.input[1]):
         return None
     for column, numbers in scope.operands(equal):
         rows, dims = scope.array(numbers), scope.dims(column)
@@ -78,13 +82,13 @@ def tables(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
     if gather is None or scope.sole_user(source) is not node or attribute(gather, "axis", 0) != 0:
         return None
     table = scope.array(gather.input[0])
-    if table is None or table.ndim != 2 or scope.sole_user(gather.input[0]) is not gather:
+    if table is None or table.ndim != 2 or not _is_only_for(scope, gather.input[0]):
         return None
+    dims = scope.dims(source)
     others = {n: array for n in node.input if n and (array := scope.array(n)) is not None}
-    if any(a.size not in (1, a.shape[-1]) for a in others.values() if a.ndim):
-        return None
-    rank = len(scope.dims(source) or ())
-    if any(a.ndim > max(rank, 2) for a in others.values()):
+    if dims is None or any(
+        a.ndim > len(dims) or a.size not in (1, *a.shape[-1:]) for a in others.values()
+    ):
         return None
     flat = {name: a.reshape(-1) if a.ndim > 1 else a for name, a in others.items()}
     folded = evaluate([node], {**flat, source: table}, [node.output[0]], opset=scope.opset)
@@ -92,3 +96,8 @@ def tables(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
         return None
     held = scope.constant_named(f"{node.output[0]}/table", folded[0])
     return [scope.node("Gather", [held, gather.input[1]], node.output[0], axis=0)]
+
+
+def _is_only_for(scope: Scope, table: str) -> bool:
+    """Whether one node alone reads the table: another form of it then takes its place."""
+    return scope.owns(table) and scope.sole_user(table) is not None

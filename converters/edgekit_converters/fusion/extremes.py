@@ -15,9 +15,8 @@ from edgekit_converters.fusion.scope import CONTRIB, Scope, attribute, is_op
 
 __all__ = ["extremes"]
 
-_RISING: Final = frozenset(
-    {"Relu", "Sigmoid", "Tanh", "Softplus", "HardSigmoid", "Erf", "Exp", "Clip"}
-)
+_RISING: Final = frozenset({"Sigmoid", "Tanh", "Softplus", "Erf", "Exp"})
+"""Not Relu and Clip: they cost nothing behind a product, and narrow the range of its output."""
 _FALLING_THEN_RISING: Final = frozenset(
     {(CONTRIB, "Gelu"), (CONTRIB, "FastGelu"), ("", "Gelu"), ("", "HardSwish"), ("", "Mish")}
 )
@@ -37,7 +36,7 @@ def extremes(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
         return None
     dims = scope.dims(active.input[0])
     axes = _axes(scope, node, len(dims) if dims is not None else None)
-    if dims is None or axes is None or active.input[0] in active.input[1:]:
+    if dims is None or not axes or active.input[0] in active.input[1:]:
         return None
     keeps = 1 if is_op(node, "GlobalMaxPool") else attribute(node, "keepdims", 1)
     out = node.output[0]

@@ -32,20 +32,18 @@ def gelu(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
             continue
         if scope.shapes.type(region.source) != TensorProto.FLOAT:
             return None
-        if any(array.size != 1 for array in region.constants(scope).values()):
+        rank = len(scope.dims(region.source) or ())
+        constants = region.constants(scope).values()
+        if any(array.size != 1 or array.ndim > rank for array in constants):
             return None
-        got = region.run(scope, _shaped(scope, region.source))
-        if got is None or got.size != _PROBE.size:
+        probe = _PROBE.reshape((-1,) + (1,) * max(0, rank - 1))
+        got = region.run(scope, probe)
+        if got is None or got.shape != probe.shape:
             return None
         for op, want in _FORMS.items():
             if np.all(np.abs(got.ravel() - want) <= _CLOSE * np.maximum(1, np.abs(_PROBE) / 10)):
                 return [scope.node(f"{CONTRIB}:{op}", [region.source], node.output[0])]
     return None
-
-
-def _shaped(scope: Scope, source: str) -> np.ndarray:
-    rank = len(scope.dims(source) or (1,))
-    return _PROBE.reshape((-1,) + (1,) * max(0, rank - 1))
 
 
 def _forms() -> dict[str, np.ndarray]:

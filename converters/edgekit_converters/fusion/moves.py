@@ -16,13 +16,10 @@ from edgekit_converters.fusion.scope import Scope, attribute, is_op
 from edgekit_converters.fusion.shapes import Dims
 from edgekit_converters.fusion.symbols import symbols
 
-__all__ = ["copies", "expansions", "pairs", "returns", "targets"]
+__all__ = ["copies", "pairs", "returns", "targets"]
 
 _ENDLESS: Final = 10**9
 """Exporters write such a number, or a larger one, for `to the end`: no axis is as long."""
-_BROADCASTING: Final = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
-)
 
 
 def copies(scope: Scope, node: NodeProto) -> str | None:
@@ -101,26 +98,11 @@ _COPIES: Final = {
 }
 
 
-def expansions(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
-    """An operator that broadcasts needs no Expand to the shape of its other operand."""
-    if not is_op(node, *_BROADCASTING):
-        return None
-    for expanded, other in scope.operands(node):
-        made = scope.producer(expanded, "Expand")
-        full, wide = scope.dims(other), _expanded(scope, made) if made is not None else None
-        if made is None or full is None or wide is None or len(wide) > len(full):
-            continue
-        if all(a in (b, 1) for a, b in zip(reversed(wide), reversed(full), strict=False)):
-            inputs = [made.input[0] if name == expanded else name for name in node.input]
-            return [_like(scope, node, inputs)]
-    return None
-
-
 def pairs(scope: Scope, node: NodeProto) -> Sequence[NodeProto] | str | None:
     """Two moves, one after the other, that are one move, or none."""
     if node.domain or not node.input:
         return None
-    before = scope.producer(node.input[0], "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+    before = scope.producer(node.input[0], "Transpose", "Squeeze", "Unsqueeze")
     if before is None:
         return None
     if is_op(node, "Transpose") and is_op(before, "Transpose"):
@@ -129,20 +111,27 @@ def pairs(scope: Scope, node: NodeProto) -> Sequence[NodeProto] | str | None:
             return None
         perm = [first[axis] for axis in second]
         return [scope.node("Transpose", [before.input[0]], node.output[0], perm=perm)]
-    if is_op(node, "Reshape") and not is_op(before, "Transpose"):
-        target = scope.array(node.input[1])
-        if target is not None and 0 not in target:  # 0 means a length of the input
-            return [scope.node("Reshape", [before.input[0], node.input[1]], node.output[0])]
-        return None
     inverse = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}.get(node.op_type)
     if inverse is None:
         return None
     start, end = scope.dims(before.input[0]), scope.dims(node.output[0])
-    middle = scope.dims(before.output[0])
-    if start is None or start != end or middle is None or node.output[0] in scope.returned:
+    if not is_op(before, inverse) or start is None or start != end:
         return None
-    # the same lengths, and only ones between them moved: the same values in the same order
-    return before.input[0]
+    # neither changes the order of values, and the lengths are as before
+    return before.input[0] if node.output[0] not in scope.returned else None
+
+
+def returns(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """A copy of a value under the name that the graph returns: its maker gives it that name."""
+    if not is_op(node, "Identity") or node.output[0] not in scope.returned:
+        return None
+    maker = scope.producer(node.input[0])
+    if maker is None or len(maker.output) != 1 or scope.sole_user(node.input[0]) is None:
+        return None
+    copy = NodeProto()
+    copy.CopyFrom(maker)
+    copy.output[0] = node.output[0]
+    return [copy]
 
 
 def targets(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
@@ -157,23 +146,3 @@ def targets(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
     lengths = np.array([d if isinstance(d, int) else -1 for d in target], np.int64)
     name = scope.constant_named(f"{node.output[0]}/shape", lengths)
     return [scope.node("Reshape", [node.input[0], name], node.output[0])]
-
-
-def _like(scope: Scope, node: NodeProto, inputs: Sequence[str]) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    del copy.input[:]
-    copy.input.extend(inputs)
-    return copy
-
-
-def returns(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
-    """A copy of a value under the name that the graph returns: its maker gives it that name."""
-    if not is_op(node, "Identity") or node.output[0] not in scope.returned:
-        return None
-    maker = scope.producer(node.input[0])
-    if maker is None or len(maker.output) != 1 or scope.sole_user(node.input[0]) is None:
-        return None
-    copy = _like(scope, maker, maker.input)
-    copy.output[0] = node.output[0]
-    return [copy]

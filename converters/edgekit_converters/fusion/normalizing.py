@@ -37,7 +37,7 @@ _SOFTMAX: Final = _MOVES | {
     "ReduceSum",
 }
 LAYER_NORMALIZATION_OPSET: Final = 17
-_LARGEST_PROBE: Final = 1 << 22
+_LARGEST_PROBE: Final = 1 << 20
 _OPEN_LENGTHS: Final = (2, 3)
 """What is probed where an axis has no length yet."""
 _CLOSE: Final = 2e-4

@@ -39,7 +39,7 @@ class Scope:
         self.users: dict[str, list[NodeProto]] = {}
         self.position: dict[str, int] = {}
         for at, node in enumerate(self.graph.node):
-            for name in node.output:
+            for name in filter(None, node.output):
                 self.producers[name] = node
                 self.position[name] = at
             for name in set(reads(node)):
@@ -68,6 +68,10 @@ class Scope:
 
     def is_constant(self, name: str) -> bool:
         return self.array(name) is not None
+
+    def owns(self, name: str) -> bool:
+        """Whether `name` is a constant of this very graph."""
+        return name in self._tensors
 
     def integers(self, node: NodeProto, name: str, at: int) -> tuple[int, ...] | None:
         """A list of integers that is an attribute in old opsets and input `at` in newer ones."""
