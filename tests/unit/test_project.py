@@ -250,3 +250,11 @@ def test_signature_of_a_model_file_is_read_without_building_it() -> None:
     signature = read_signature(DIGITS / "digits.onnx")
     assert signature.inputs[0].shape == ("batch", 1, 28, 28)
     assert signature.outputs[0].name == "logits"
+
+
+def test_example_describes_its_whole_build() -> None:
+    request = load_project(DIGITS / FILENAME).request()
+    signature = read_signature(request.model)
+    assert request.preprocess[0].input == signature.inputs[0].name
+    assert suggest_postprocess(signature.outputs, len(request.labels)) is not None
+    assert all(Path(str(data)).is_file() for data in (request.calibration, request.validation))
