@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, Final
 
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, external_data_helper
 
 from edgekit_contract import limits
@@ -53,8 +54,15 @@ class ExternalDataRefused(Refused):
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The model file and those that its weights are in. Errors: `ExternalDataRefused`."""
-    return (path, *checked_files(onnx.load_model(path, load_external_data=False), path))
+    """The model file and those that its weights are in; a file of another format has no others.
+
+    Errors: `ExternalDataRefused`.
+    """
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except DecodeError:
+        return (path,)
+    return (path, *checked_files(model, path))
 
 
 def size_bytes(path: Path) -> int:

@@ -59,6 +59,7 @@ _RESULT: Final = "result.json"
 _REQUEST: Final = "request.json"
 _STDERR: Final = "stderr"
 _GOODBYE_S: Final = 5.0
+_SLOW_DISK_BYTES_PER_S: Final = 20 * limits.MIB
 # Libraries may start BLAS or OpenMP in a child: their pools would fight over the cores.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -112,9 +113,13 @@ class _End:
     timed_out: bool
 
 
-def limits_for(model_bytes: int, *, timeout_s: float = 120.0) -> Limits:
-    """Limits that leave a model of this size room for about a dozen copies of its weights."""
-    return Limits(timeout_s=timeout_s, memory_bytes=4 * limits.GIB + 12 * model_bytes)
+def limits_for(model_bytes: int, *, timeout_s: float = 40.0) -> Limits:
+    """Limits that leave a model of this size room for about a dozen copies of its weights, and time
+    to read them from a slow disk."""
+    return Limits(
+        timeout_s=timeout_s + model_bytes / _SLOW_DISK_BYTES_PER_S,
+        memory_bytes=4 * limits.GIB + 12 * model_bytes,
+    )
 
 
 def run(step: str, target: str, arguments: Mapping[str, Any], bounds: Limits) -> Any:
