@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +25,7 @@ from edgekit.build.metrics import (
 )
 from edgekit.build.metrics import ranking as ranking_module
 from edgekit.build.metrics.intervals import Replicates
+from edgekit.build.project import load_project
 from edgekit_contract.errors import Misused, Refused
 
 Arrays = dict[str, np.ndarray]
@@ -413,3 +417,24 @@ def test_same_samples_give_the_same_interval(name: str) -> None:
 def test_one_sample_has_no_bootstrap_interval() -> None:
     scored = found(fed("r2", [(floats([[1, 2]]), floats([[1, 3]]), None)]))
     assert scored.low is None and scored.high is None
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "build.md").read_text().split("## Metrics")[1]
+
+
+def test_every_metric_is_in_the_table_of_its_page() -> None:
+    table = PAGE.split("`[metric]`")[0]
+    rows = re.findall(r"^\| `([\w.:]+)` \|", table, re.MULTILINE)
+    assert rows == [*METRICS, "package.module:callable"]
+
+
+def test_options_that_the_page_shows_are_those_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "edgekit.toml").write_text(PAGE.split("```toml\n")[1].split("```")[0])
+    project = load_project(tmp_path / "edgekit.toml")
+    assert project.metric == "detection"
+    shown = msgspec.to_builtins(project.metric_options)
+    assert shown["detection"]["layout"] == "center-classes-first" and shown["class_axis"] == 1
+    shown_keys = set(re.findall(r"^(\w+) = ", PAGE, re.MULTILINE)) - {"kind"}
+    assert shown_keys == {
+        *(shown.keys() - {"detection", "ctc"}), *shown["detection"], *shown["ctc"]
+    }  # fmt: skip

@@ -242,13 +242,12 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def suppress(boxes: Boxes, iou: float) -> Boxes:
     """Without those that overlap a better one of their class by more than `iou`."""
     kept: list[int] = []
-    alive = np.ones(len(boxes.scores), bool)
-    for index in range(len(boxes.scores)):
-        if not alive[index] or len(kept) == _MOST:
-            continue
-        kept.append(index)
-        over = overlaps(boxes.corners[index : index + 1], boxes.corners)[0] > iou
-        alive &= ~(over & (boxes.classes == boxes.classes[index]))
+    left = np.arange(len(boxes.scores))
+    while len(left) and len(kept) < _MOST:
+        best, left = left[0], left[1:]
+        kept.append(best)
+        over = overlaps(boxes.corners[[best]], boxes.corners[left])[0] > iou
+        left = left[~(over & (boxes.classes[left] == boxes.classes[best]))]
     return Boxes(
         corners=boxes.corners[kept], scores=boxes.scores[kept], classes=boxes.classes[kept]
     )
