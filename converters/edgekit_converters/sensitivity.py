@@ -26,7 +26,7 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.selection import FIRST_INPUT_ONLY, Selection
-from edgekit_runtime.session import SessionOptions, open_session
+from edgekit_runtime.session import Optimization, SessionOptions, open_session
 
 __all__ = ["NodeNoise", "measure_noise"]
 
@@ -78,7 +78,9 @@ def measure_noise(
     path = scratch / "probed.onnx"
     onnx.save_model(proto, path)
     sums = np.zeros((len(probes), 2))
-    session = open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
+    # optimized, onnxruntime would round the weights once more, and coarser
+    options = SessionOptions(threads=threads, optimization=Optimization.NONE)
+    session = open_session(RuntimeKind.ONNXRUNTIME, path, options)
     for feeds in samples:
         outputs = session.run(feeds)
         sums += [(float(outputs[p.noise]), float(outputs[p.signal])) for p in probes]
