@@ -21,6 +21,8 @@ __all__ = ["copies", "pairs", "returns", "targets"]
 _ENDLESS: Final = 10**9
 """Exporters write such a number, or a larger one, for `to the end`: no axis is as long."""
 
+_KEEPING_ORDER: Final = ("Reshape", "Squeeze", "Unsqueeze")
+
 
 def copies(scope: Scope, node: NodeProto) -> str | None:
     """Identity, Cast to the same type, Slice of everything, Reshape or Expand to the same shape."""
@@ -100,25 +102,21 @@ _COPIES: Final = {
 
 def pairs(scope: Scope, node: NodeProto) -> Sequence[NodeProto] | str | None:
     """Two moves, one after the other, that are one move, or none."""
-    if node.domain or not node.input:
-        return None
-    before = scope.producer(node.input[0], "Transpose", "Squeeze", "Unsqueeze")
-    if before is None:
-        return None
-    if is_op(node, "Transpose") and is_op(before, "Transpose"):
-        first, second = attribute(before, "perm"), attribute(node, "perm")
-        if first is None or second is None:
+    if is_op(node, "Transpose"):
+        before = scope.producer(node.input[0], "Transpose")
+        first = attribute(before, "perm") if before is not None else None
+        second = attribute(node, "perm")
+        if before is None or first is None or second is None:
             return None
         perm = [first[axis] for axis in second]
         return [scope.node("Transpose", [before.input[0]], node.output[0], perm=perm)]
-    inverse = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}.get(node.op_type)
-    if inverse is None:
+    before = (
+        scope.producer(node.input[0], *_KEEPING_ORDER) if is_op(node, *_KEEPING_ORDER) else None
+    )
+    if before is None or node.output[0] in scope.returned:
         return None
     start, end = scope.dims(before.input[0]), scope.dims(node.output[0])
-    if not is_op(before, inverse) or start is None or start != end:
-        return None
-    # neither changes the order of values, and the lengths are as before
-    return before.input[0] if node.output[0] not in scope.returned else None
+    return before.input[0] if start is not None and start == end else None
 
 
 def returns(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
