@@ -7,7 +7,7 @@ node reads any longer are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from edgekit_converters import graph
 
-__all__ = ["CONTRIB", "Draft", "Place", "attributes"]
+__all__ = ["CONTRIB", "Draft", "Place", "attributes", "gemm_bias"]
 
 CONTRIB: Final = "com.microsoft"
 """onnxruntime's own operators."""
@@ -157,8 +157,30 @@ class Place:
         (self.front if front else self.nodes).append(node)
         return outputs[0]
 
+    def again(
+        self, node: NodeProto, inputs: Mapping[str, str], *, outputs: Sequence[str] = ()
+    ) -> None:
+        """Append `node` with some inputs, and maybe all outputs, renamed."""
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [inputs.get(name, name) for name in node.input]
+        if outputs:
+            copy.output[:] = outputs
+        self.nodes.append(copy)
+
     def fresh(self, hint: str) -> str:
         return self._draft.fresh(hint)
+
+
+def gemm_bias(place: Place, node: NodeProto) -> str | None:
+    """Name of what a Gemm adds to its product, if anything; a MatMul adds nothing."""
+    if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
+        return None
+    beta = attributes(node).get("beta", 1.0)
+    if beta == 1:
+        return node.input[2]
+    factor = place.constant(np.array(beta, np.float32), "beta")
+    return place.add("Mul", [node.input[2], factor], "bias")
 
 
 def _write(current: GraphProto, nodes: Sequence[NodeProto]) -> None:

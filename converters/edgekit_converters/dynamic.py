@@ -28,7 +28,7 @@ from edgekit_converters.blockwise import Blocks, channelwise, quantized
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
-from edgekit_converters.draft import CONTRIB, Draft, Place, attributes
+from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bias
 from edgekit_converters.packing import unpacked
 from edgekit_converters.tables import table_of, take_rows
 
@@ -170,7 +170,7 @@ class _Rewriting:
         total = place.add("Cast", [total], "total", to=TensorProto.FLOAT)
         steps = steps.reshape(-1) if steps.ndim == 2 else steps
         scale = place.add("Mul", [step, place.constant(steps, "steps")], "scale")
-        bias = _bias(place, node)
+        bias = gemm_bias(place, node)
         result = node.output[0]
         scaled = place.add("Mul", [total, scale], "product", outputs=[] if bias else [result])
         if bias:
@@ -204,18 +204,6 @@ class _Rewriting:
             **values,
         )
         return True
-
-
-def _bias(place: Place, node: NodeProto) -> str | None:
-    """What a Gemm adds."""
-    if node.op_type != "Gemm" or len(node.input) < 3 or not node.input[2]:
-        return None
-    beta = attributes(node).get("beta", 1.0)
-    if beta == 1:
-        return node.input[2]
-    return place.add(
-        "Mul", [node.input[2], place.constant(np.array(beta, np.float32), "beta")], "bias"
-    )
 
 
 def _widened(place: Place, blocks: Blocks, bits: int, steps: np.ndarray, levels: int) -> str:

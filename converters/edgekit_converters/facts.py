@@ -22,6 +22,8 @@ WEIGHTED_INPUTS: Final[Mapping[str, int]] = {
     "Gemm": 1,
     "MatMul": 1,
     "LSTM": 1,
+    "GRU": 1,
+    "RNN": 1,
     "Gather": 0,
 }
 """Operators that carry weights, and which input holds them."""

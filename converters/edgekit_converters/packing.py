@@ -16,9 +16,8 @@ from onnx import TensorProto
 
 from edgekit_converters.draft import Place
 
-__all__ = ["PACKED_BITS", "unpacked"]
+__all__ = ["folded", "unpacked"]
 
-PACKED_BITS: Final = frozenset({4, 5, 6, 8})
 _HIGH: Final = 4
 
 
@@ -55,12 +54,15 @@ def _planes(codes: np.ndarray, bits: int) -> list[tuple[np.ndarray, int]]:
         return [(codes, 8)]
     low = bits - _HIGH
     if not low:
-        return [(_folded(codes, _HIGH), _HIGH)]
-    return [(_folded(codes >> low, _HIGH), _HIGH), (_folded(codes & (2**low - 1), low), low)]
+        return [(folded(codes, _HIGH), _HIGH)]
+    return [(folded(codes >> low, _HIGH), _HIGH), (folded(codes & (2**low - 1), low), low)]
 
 
-def _folded(codes: np.ndarray, width: int) -> np.ndarray:
-    """Bytes [rows, bytes, 1]; the last axis is for what a byte unfolds into."""
+def folded(codes: np.ndarray, width: int) -> np.ndarray:
+    """Bytes [rows, bytes, 1] of a matrix of codes below `2 ** width`, lowest bits first.
+
+    `width` divides 8; the last axis is for what a byte unfolds into.
+    """
     per = 8 // width
     padded = np.pad(codes.astype(np.uint8), [(0, 0), (0, -codes.shape[1] % per)])
     shifts = np.arange(per, dtype=np.uint8) * np.uint8(width)

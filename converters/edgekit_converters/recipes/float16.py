@@ -1,0 +1,29 @@
+"""Float16: numbers of half the size."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgekit_converters.facts import WEIGHTED_INPUTS
+from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
+from edgekit_converters.weight_only import halve_weights
+
+__all__ = ["RECIPES"]
+
+_STEP: Final = 2.0**-11
+"""Half a unit in the last place of 1."""
+
+
+def _stored(ingredients: Ingredients) -> None:
+    halve_weights(ingredients.normalized, ingredients.out)
+
+
+RECIPES: Final = (
+    Recipe(
+        id="float16/weights",
+        title="constants stored in float16, widened when the model loads",
+        needs=Needs(weighted=frozenset(WEIGHTED_INPUTS), nested=True),
+        make=_stored,
+        output_step=_STEP,
+    ),
+)
