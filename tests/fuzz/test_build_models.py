@@ -1,50 +1,62 @@
-"""Mutated models: a sentence each, whatever the parser and the runtime make of them."""
+"""Broken models: a sentence each, whatever the parser and the runtime make of them.
+
+These are the first of the corpus; `scripts/fuzz` builds all of it.
+"""
 
 from __future__ import annotations
 
-import random
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from build_requests import DIGITS
-from small_models import SMALL_MODELS, write_small
+from command_line import edgekit
+from mutants import KINDS, Mutant, Sandbox, mutants
 
-from edgekit_contract.errors import EdgekitError
-from edgekit_converters.sources import open_source
-
-MUTANTS = 30
+ROUNDS = 2
+CORPUS = list(mutants(ROUNDS * len(KINDS)))
 
 
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 20))):
-        at = chance.randrange(len(changed))
-        kind = chance.random()
-        if kind < 0.6:
-            changed[at] ^= 1 << chance.randrange(8)
-        elif kind < 0.8:
-            changed[at : at + chance.randrange(9)] = chance.randbytes(chance.randrange(9))
-        else:
-            del changed[at:]
-            changed += b"\0"
-    return bytes(changed)
+def sandbox_of(mutant: Mutant, directory: Path, *, dry_run: bool) -> Sandbox:
+    sandbox = Sandbox(directory / "sandbox", dry_run)
+    sandbox.root.mkdir()
+    sandbox.put(mutant)
+    return sandbox
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_mutated_models_are_opened_or_refused_with_one_sentence(seed: int, tmp_path: Path) -> None:
-    chance = random.Random(seed)
-    bases = [write_small(name, tmp_path).read_bytes() for name in SMALL_MODELS]
-    bases.append((DIGITS / "digits.onnx").read_bytes())
-    model, scratch = tmp_path / "m.onnx", tmp_path / "scratch"
-    scratch.mkdir()
-    refused = 0
-    for _ in range(MUTANTS // 3):
-        model.write_bytes(mutated(chance.choice(bases), chance))
-        try:
-            open_source(model, scratch=scratch)
-        except EdgekitError as error:
-            refused += 1
-            text = str(error)
-            assert text.endswith(".") and "\n" not in text and len(text) < 500, text
-    assert refused
-    assert {path.name for path in scratch.iterdir()} <= {"given.onnx"}
+@pytest.mark.parametrize("mutant", CORPUS, ids=[mutant.name for mutant in CORPUS])
+def test_broken_model_is_refused_with_a_sentence_or_planned(
+    mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = sandbox_of(mutant, tmp_path, dry_run=True)
+    monkeypatch.setenv("TMPDIR", str(sandbox.root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(sandbox.root / "tmp"))
+    began = time.monotonic()
+    answer = edgekit(*sandbox.words)
+    trouble = sandbox.trouble(mutant, answer.code, answer.err, time.monotonic() - began)
+    assert trouble is None, answer.err
+
+
+@pytest.mark.parametrize("kind", ["cut short", "versions"])
+def test_command_refuses_or_builds_a_broken_model(kind: str, tmp_path: Path) -> None:
+    mutant = next(m for m in CORPUS if m.kind == kind)
+    sandbox = sandbox_of(mutant, tmp_path, dry_run=False)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit", *sandbox.words],
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(sandbox.root / "tmp")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    trouble = sandbox.trouble(mutant, done.returncode, done.stderr, time.monotonic() - began)
+    assert trouble is None, done.stderr
+
+
+def test_corpus_is_the_same_each_time() -> None:
+    again = list(mutants(len(CORPUS)))
+    assert [(m.name, m.model, m.data) for m in again] == [(m.name, m.model, m.data) for m in CORPUS]
+    assert {m.kind for m in CORPUS} == set(KINDS)

@@ -6,6 +6,7 @@ Everything here runs in a child process (see `isolation`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +43,18 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     `Misused` where it cannot be read, and those of `proof.load`.
     """
     path = Path(source)
+    try:
+        data, remarks = _write_closed(path, Path(out), embedded_bytes)
+    except UnicodeDecodeError as error:
+        raise NotAModel(path.name, "a name in it is no text") from error
+    signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
+    return {"signature": signature, "data": [str(file) for file in data], "remarks": remarks}
+
+
+def _write_closed(
+    path: Path, out: Path, embedded_bytes: int
+) -> tuple[tuple[Path, ...], Sequence[str]]:
+    """The data files that were read, and what is to be said of outputs."""
     model = _parse(path)
     data = external.checked_files(model, path)
     total = path.stat().st_size + sum(file.stat().st_size for file in data)
@@ -55,7 +68,12 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     else:
         graph.bake_constants(model)
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except Exception as error:  # onnx raises classes of its own
+            raise Refused(
+                f"the local functions of {path.name} cannot be inlined: export it without them."
+            ) from error
     graph.close_inputs(model)
     remarks = classical.close_outputs(model)
     graph.strip_remarks(model)
@@ -64,9 +82,8 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     if total <= embedded_bytes:
         onnx.save_model(model, out)
     else:
-        external.gather(model, path, Path(out))
-    signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
-    return {"signature": signature, "data": [str(file) for file in data], "remarks": remarks}
+        external.gather(model, path, out)
+    return data, remarks
 
 
 def _parse(path: Path) -> ModelProto:
