@@ -19,6 +19,7 @@ from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, graph, isolation, structure
+from edgekit_converters.fusion import fuse
 from edgekit_converters.proof import Trial, same_outputs
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_converters.upgrades import QUANTIZABLE_OPSET, raise_opset
@@ -156,6 +157,12 @@ def _fold(source: Path, out: Path) -> None:
     _finish(_load(out), out)
 
 
+def _fuse(source: Path, out: Path) -> None:
+    model = _load(source)
+    fuse(model)
+    _finish(model, out)
+
+
 def _finish(model: onnx.ModelProto, out: Path) -> None:
     graph.bake_constants(model)
     graph.name_nodes(model)
@@ -192,4 +199,5 @@ _STEPS: Final = (
         simplifies=True,
     ),
     _Step(name="fold", title="simplification by onnxruntime", apply=_fold, simplifies=True),
+    _Step(name="fuse", title="fusion of operators", apply=_fuse),
 )

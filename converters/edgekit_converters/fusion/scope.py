@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgekit_converters import graph
 from edgekit_converters.fusion.shapes import Dims, Shapes
@@ -59,8 +59,10 @@ class Scope:
         """The value of a constant of this graph or of those around it."""
         if name in self._arrays:
             return self._arrays[name]
-        if name in self._tensors:
-            self._arrays[name] = numpy_helper.to_array(self._tensors[name])
+        if (tensor := self._tensors.get(name)) is not None:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                return None  # weights in another file stay as they are
+            self._arrays[name] = numpy_helper.to_array(tensor)
             return self._arrays[name]
         if name in self.producers or any(v.name == name for v in self.graph.input):
             return None
