@@ -139,7 +139,7 @@ def _report_path(path: Path, built: Built, result: BuildResult) -> Path:
 
 
 def _as_builtins(result: BuildResult) -> dict[str, Any]:
-    from edgekit.build.rendering.frontier import frontier
+    from edgekit.build.rendering.table import frontier_titles
 
     return {
         "plan": [
@@ -157,7 +157,7 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
                 "size_bytes": built.bundle.size_bytes,
                 "digest": built.bundle.digest,
                 "signed": built.bundle.signed,
-                "frontier": [point.candidate.title for point in frontier(built.report)],
+                "frontier": frontier_titles(built.report),
                 "report": built.report,
             }
             for built in result.built

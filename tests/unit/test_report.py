@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import msgspec
 import pytest
 from bundles import null_bundle
 from command_line import edgekit
@@ -19,7 +20,6 @@ from reports import (
     bundle_with_raw,
     candidate,
     full_report,
-    latency,
     score,
     small_report,
 )
@@ -29,7 +29,7 @@ from edgekit.build.rendering.frontier import frontier, survey
 from edgekit.build.rendering.plot import linear_axis, log_axis, pareto_plot
 from edgekit.build.rendering.rows import Standing, rows_of
 from edgekit.build.rendering.table import frontier_line, table_rows
-from edgekit.build.report import Candidate, ErrorSample, NodeSensitivity, Outcome, Report
+from edgekit.build.report import ErrorSample, NodeSensitivity, Outcome, Report
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_converters.recipes.tuning import Tuning
@@ -84,7 +84,7 @@ def test_frontier_is_what_nothing_beats_in_both() -> None:
         candidate("not timed", 0.999),
         candidate("failed", outcome=Outcome.FAILED),
     )
-    best = [point.candidate.recipe for point in frontier(small_report(candidates=candidates))]
+    best = [point.candidate.recipe for point in frontier(survey(candidates))]
     assert best == ["fast", "twin of fast", "float32", "slow and good"]
     assert frontier_line(small_report(candidates=candidates)).count(", 0.30)") == 2
     assert frontier_line(small_report(candidates=candidates[5:])) == ""
@@ -97,6 +97,7 @@ FIGURES = st.tuples(st.floats(-1, 1), st.floats(0.01, 100))
 def test_frontier_agrees_with_the_definition(figures: list[tuple[float, float]]) -> None:
     candidates = [candidate(str(n), m, ratio) for n, (m, ratio) in enumerate(figures)]
     points = survey(candidates)
+    best = frontier(points)
     for point in points:
         mine = (point.score.value, point.latency.ratio)
         beaten = any(
@@ -104,17 +105,31 @@ def test_frontier_agrees_with_the_definition(figures: list[tuple[float, float]])
             or (p.score.value > mine[0] and p.latency.ratio <= mine[1])
             for p in points
         )
-        assert point.on_frontier is not beaten
-    assert any(point.on_frontier for point in points)
+        assert (point in best) is not beaten
+    ratios = [point.latency.ratio for point in best]
+    assert best and ratios == sorted(ratios)
 
 
 def test_candidates_are_never_compared_by_two_kinds_of_score() -> None:
-    held_out = candidate("a", 0.9, 1.0)
-    only_seen = Candidate(
-        recipe="b", outcome=Outcome.LOST, score=score(0.8), latency=latency(0.5), size_bytes=1
-    )
-    assert [p.score.value for p in survey([held_out])] == [pytest.approx(0.899)]
-    assert [p.score.value for p in survey([held_out, only_seen])] == [0.9, 0.8]
+    baseline = candidate("float32", 0.9, 1.0)
+    only_seen = msgspec.structs.replace(candidate("b", 0.8, 0.5), held_out=None)
+    assert [(p.score.value, p.is_held_out) for p in survey([baseline])] == [
+        (pytest.approx(0.899), True)
+    ]
+    points = survey([baseline, only_seen])
+    assert [(p.score.value, p.is_held_out) for p in points] == [(0.9, False), (0.8, False)]
+
+
+def test_what_was_screened_on_fewer_samples_beats_nothing() -> None:
+    lucky = msgspec.structs.replace(score(1.0), rows=64)
+    screened = msgspec.structs.replace(candidate("s", 1.0, 0.5), score=lucky, held_out=None)
+    points = survey([candidate("float32", 0.9, 1.0), screened, candidate("slow", 0.8, 2.0)])
+    assert [p.is_screened for p in points] == [False, True, False]
+    assert frontier(points) == points[:1]
+    assert [p.is_held_out for p in points] == [True, False, True]
+    drawn = tree(small_report(candidates=tuple(p.candidate for p in points)))
+    hollow = [e for e in drawn.iter(f"{XHTML}g") if "screened" in e.attrib.get("class", "")]
+    assert len(hollow) == 1
 
 
 EXTREME = st.one_of(

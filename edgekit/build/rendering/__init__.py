@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from edgekit.build.rendering.frontier import frontier
 from edgekit.build.rendering.html import html_page
 from edgekit.build.rendering.markdown import markdown_page
 from edgekit.build.rendering.subject import Subject, open_subject
+from edgekit.build.rendering.table import frontier_titles
 
 __all__ = ["Format", "Subject", "open_subject", "render"]
 
@@ -39,7 +39,7 @@ def _builtins(subject: Subject) -> dict[str, Any]:
         "digest": subject.digest,
         "signatures": subject.signers,
         "report": report,
-        "frontier": [point.candidate.title for point in frontier(report)],
+        "frontier": frontier_titles(report),
         "provenance": manifest.provenance,
         "files": [{"path": file.path, "size_bytes": file.size} for file in manifest.files],
     }

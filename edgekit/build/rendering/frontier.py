@@ -1,7 +1,8 @@
 """The Pareto frontier of a report: what no other candidate beats in metric and latency at once.
 
-Pure. Invariant: all candidates are compared by one kind of score: that on held-out samples where
-each has it, else that on the samples which the choice saw.
+Pure. Invariant: only scores of one kind over as many rows as float32's are compared: those on
+held-out samples where each has one, else those on the samples which the choice saw. What was only
+screened, on fewer samples, is neither on the frontier nor beats anything.
 Source: Censor, "Pareto optimality in multiobjective problems" (1977).
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.build.report import Candidate, Latency, Outcome, Report, Score
+from edgekit.build.report import Candidate, Latency, Outcome, Score
 
-__all__ = ["Point", "frontier", "judged_scores", "survey"]
+__all__ = ["Point", "frontier", "survey"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,10 @@ class Point:
     candidate: Candidate
     score: Score
     latency: Latency
-    on_frontier: bool
+    is_held_out: bool
+    """The score is on samples that the choice did not see."""
+    is_screened: bool
+    """The score is on fewer samples than float32's."""
 
     @property
     def is_chosen(self) -> bool:
@@ -32,40 +36,47 @@ class Point:
 
 
 def survey(candidates: Sequence[Candidate]) -> tuple[Point, ...]:
-    """All candidates that have a score and a latency, in their order."""
-    scores = judged_scores(candidates)
-    measured = [
-        (index, candidate, score, candidate.latency)
-        for index, (candidate, score) in enumerate(zip(candidates, scores, strict=True))
-        if score is not None and candidate.latency is not None
+    """All candidates that have a score and a latency, in their order; the first is float32."""
+    baseline = candidates[0].score if candidates else None
+    if baseline is None:
+        return ()
+    timed = [
+        (index, candidate, candidate.score, candidate.latency)
+        for index, candidate in enumerate(candidates)
+        if candidate.score is not None and candidate.latency is not None
     ]
-    return tuple(
-        Point(
-            index=index,
-            candidate=candidate,
-            score=score,
-            latency=latency,
-            on_frontier=not any(_beats(s, t, score, latency) for _, _, s, t in measured),
+    rivals = [candidate for _, candidate, score, _ in timed if score.rows == baseline.rows]
+    uses_held_out = all(candidate.held_out is not None for candidate in rivals)
+    points = []
+    for index, candidate, seen, latency in timed:
+        is_screened = seen.rows != baseline.rows
+        held_out = candidate.held_out if uses_held_out and not is_screened else None
+        points.append(
+            Point(
+                index=index,
+                candidate=candidate,
+                score=held_out or seen,
+                latency=latency,
+                is_held_out=held_out is not None,
+                is_screened=is_screened,
+            )
         )
-        for index, candidate, score, latency in measured
-    )
+    return tuple(points)
 
 
-def frontier(report: Report) -> list[Point]:
-    """The points on it, the fastest first."""
-    best = [point for point in survey(report.candidates) if point.on_frontier]
-    return sorted(best, key=lambda point: point.latency.ratio)
+def frontier(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points that none beats, the fastest first."""
+    best: list[Point] = []
+    for point in sorted(
+        (point for point in points if not point.is_screened),
+        key=lambda point: (point.latency.ratio, -point.score.value),
+    ):
+        # slower than the last: it has to be more accurate, or the same in both
+        if not best or point.score.value > best[-1].score.value or _same(point, best[-1]):
+            best.append(point)
+    return tuple(best)
 
 
-def judged_scores(candidates: Sequence[Candidate]) -> list[Score | None]:
-    """The scores by which candidates can be compared with each other."""
-    scored = [candidate for candidate in candidates if candidate.score is not None]
-    if scored and all(candidate.held_out is not None for candidate in scored):
-        return [candidate.held_out for candidate in candidates]
-    return [candidate.score for candidate in candidates]
-
-
-def _beats(score: Score, latency: Latency, other: Score, other_latency: Latency) -> bool:
-    """No worse in both, better in one."""
-    mine, theirs = (score.value, -latency.ratio), (other.value, -other_latency.ratio)
-    return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+def _same(one: Point, other: Point) -> bool:
+    figures = (one.score.value, one.latency.ratio)
+    return figures == (other.score.value, other.latency.ratio)

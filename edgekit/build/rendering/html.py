@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgekit.build.rendering import figures
-from edgekit.build.rendering.frontier import judged_scores, survey
+from edgekit.build.rendering.frontier import survey
 from edgekit.build.rendering.plot import linear_axis, pareto_plot
 from edgekit.build.rendering.rows import not_tried, rows_of
 from edgekit.build.rendering.subject import Subject
@@ -48,12 +48,8 @@ def html_page(subject: Subject) -> str:
         baseline=report.candidates[0] if report.candidates else None,
         skipped=not_tried(report),
         plot=pareto_plot(points, max_drop=report.max_drop),
-        is_held_out=any(
-            score is not None and score is candidate.held_out
-            for score, candidate in zip(
-                judged_scores(report.candidates), report.candidates, strict=True
-            )
-        ),
+        is_held_out=any(point.is_held_out for point in points),
+        has_screened=any(point.is_screened for point in points),
         largest_bytes=max((c.size_bytes or 0 for c in report.candidates), default=0),
         noise=linear_axis([node.noise_db for node in sensitivity]) if sensitivity else None,
         first_nodes=_FIRST_NODES,

@@ -119,7 +119,8 @@ def _plot(report: Report, points: Sequence[Point], rows: Sequence[Row]) -> Itera
             grid[line][place] = letter
     yield "## Metric against latency"
     yield ""
-    yield f"{_text(report.metric)} upward, latency as a part of float32's to the right."
+    yield f"{_text(report.metric)} upward, latency as a part of float32's to the right; "
+    yield "numbers are those of the table, dots the other candidates, lines the frontier."
     yield ""
     yield "```text"
     labels = {round((1 - tick.at) * (_HEIGHT - 1)): tick.text for tick in plot.y.ticks}

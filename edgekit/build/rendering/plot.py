@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from edgekit.build.rendering.frontier import Point
+from edgekit.build.rendering.frontier import Point, frontier
 
 __all__ = [
     "Axis",
@@ -71,6 +71,7 @@ class Mark:
     y: float
     area: float
     """File size, as part of the largest."""
+    on_frontier: bool
     is_below: bool
     """Its metric is below the axis."""
     label: LabelPlace | None
@@ -102,7 +103,10 @@ class ParetoPlot:
 
 
 def pareto_plot(points: Sequence[Point], *, max_drop: float) -> ParetoPlot | None:
-    """The plot of surveyed candidates, the baseline first; None where there is nothing to plot."""
+    """The plot of surveyed candidates, None where there is nothing to plot.
+
+    The first sets the range of the metric; the bound is drawn if it is float32.
+    """
     points = [p for p in points if abs(p.score.value) < _PLOTTABLE]
     points = [p for p in points if 1 / _PLOTTABLE < p.latency.ratio < _PLOTTABLE]
     if not points:
@@ -111,13 +115,15 @@ def pareto_plot(points: Sequence[Point], *, max_drop: float) -> ParetoPlot | Non
     least = points[0].score.value - max_drop
     y = _metric_axis(points, least, max_drop)
     largest = max(point.candidate.size_bytes or 0 for point in points)
-    labels = _labels(points, x, y)
+    best = {point.index for point in frontier(points)}
+    labels = _labels(points, best, x, y)
     marks = [
         Mark(
             point=point,
             x=x.at(point.latency.ratio),
             y=y.at(point.score.value),
             area=(point.candidate.size_bytes or 0) / largest if largest else 1.0,
+            on_frontier=point.index in best,
             is_below=point.score.value < y.low,
             label=labels.get(point.index),
         )
@@ -127,8 +133,8 @@ def pareto_plot(points: Sequence[Point], *, max_drop: float) -> ParetoPlot | Non
         x=x,
         y=y,
         marks=tuple(sorted(marks, key=lambda mark: -mark.area)),
-        stairs=_stairs([mark for mark in marks if mark.point.on_frontier]),
-        allowed=y.at(least) if y.low < least < y.high else None,
+        stairs=_stairs([mark for mark in marks if mark.on_frontier]),
+        allowed=y.at(least) if points[0].index == 0 and y.low < least < y.high else None,
     )
 
 
@@ -139,10 +145,10 @@ def _metric_axis(points: Sequence[Point], least: float, max_drop: float) -> Axis
     return linear_axis([*shown, least] if max_drop < 1 else shown)
 
 
-def _labels(points: Sequence[Point], x: Axis, y: Axis) -> dict[int, LabelPlace]:
+def _labels(points: Sequence[Point], best: set[int], x: Axis, y: Axis) -> dict[int, LabelPlace]:
     """Of the chosen, the baseline and the frontier, by index: in this order while there is room."""
     wanted = sorted(
-        (p for p in points if p.is_chosen or p.on_frontier or p is points[0]),
+        (p for p in points if p.is_chosen or p.index in best or p is points[0]),
         key=lambda p: (not p.is_chosen, p is not points[0]),
     )
     labels: dict[int, LabelPlace] = {}

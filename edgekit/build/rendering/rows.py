@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgekit.build.rendering.figures import reported
-from edgekit.build.rendering.frontier import Point
+from edgekit.build.rendering.frontier import Point, frontier
 from edgekit.build.report import Candidate, Outcome, Report
 
 __all__ = ["Row", "Standing", "not_tried", "rows_of"]
@@ -39,9 +39,9 @@ def rows_of(report: Report, points: Sequence[Point]) -> tuple[Row, ...]:
 
     The baseline is the report's first candidate.
     """
-    frontier = {point.index for point in points if point.on_frontier}
+    best = {point.index for point in frontier(points)}
     tried = [
-        (_standing(index, candidate, frontier), index, candidate)
+        (_standing(index, candidate, best), index, candidate)
         for index, candidate in enumerate(report.candidates)
         if candidate.outcome is not Outcome.SKIPPED
     ]
@@ -64,14 +64,14 @@ def not_tried(report: Report) -> dict[str, list[str]]:
 _ORDER = {standing: place for place, standing in enumerate(Standing)}
 
 
-def _standing(index: int, candidate: Candidate, frontier: set[int]) -> Standing:
+def _standing(index: int, candidate: Candidate, best: set[int]) -> Standing:
     if candidate.outcome is Outcome.CHOSEN:
         return Standing.CHOSEN
     if candidate.outcome is Outcome.FAILED:
         return Standing.FAILED
     if index == 0:
         return Standing.BASELINE
-    return Standing.FRONTIER if index in frontier else Standing.LOST
+    return Standing.FRONTIER if index in best else Standing.LOST
 
 
 def _speed(candidate: Candidate) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from edgekit.build.rendering.figures import mb_text, ms_text, ratio_text, reported, score_text
-from edgekit.build.rendering.frontier import frontier
+from edgekit.build.rendering.frontier import frontier, survey
 from edgekit.build.report import Outcome, Report
 
-__all__ = ["HEADERS", "frontier_line", "table_rows"]
+__all__ = ["HEADERS", "frontier_line", "frontier_titles", "table_rows"]
 
 HEADERS: Final = ("recipe", "metric", "MB", "ms", "to float32", "outcome")
 
@@ -29,9 +29,14 @@ def table_rows(report: Report) -> list[list[str]]:
     ]
 
 
+def frontier_titles(report: Report) -> list[str]:
+    """Candidates that nothing beats in metric and latency, the fastest first."""
+    return [point.candidate.title for point in frontier(survey(report.candidates))]
+
+
 def frontier_line(report: Report) -> str:
     """Which candidates nothing beats, the fastest first; empty where none was measured."""
-    best = frontier(report)
+    best = frontier(survey(report.candidates))
     if not best:
         return ""
     return "on the frontier of metric and latency: " + ", ".join(
