@@ -30,7 +30,7 @@ from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bia
 from edgekit_converters.packing import folded
 from edgekit_converters.tables import table_of, take_rows
 
-__all__ = ["Products", "halve_weights", "narrow_weights"]
+__all__ = ["Products", "halve_weights", "narrow_weights", "stored_weights"]
 
 _NODE_BYTES: Final = 512
 """What the nodes that widen a weight take, about."""
@@ -133,7 +133,9 @@ class _Narrowing:
             return True
         if self.products is not None and not is_spared and self._in_blocks(place, node):
             return True
-        return _stored(place, node)
+        if taken := stored_weights(place, node):
+            place.again(node, taken)
+        return bool(taken)
 
     def _in_blocks(self, place: Place, node: NodeProto) -> bool:
         products, values = self.products, attributes(node)
@@ -197,9 +199,12 @@ class _Narrowing:
         return names
 
 
-def _stored(place: Place, node: NodeProto) -> bool:
-    """Store a node's weights as int8 with a step per output channel."""
-    taken = {}
+def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
+    """Store a node's weights as int8 with a step per output channel: what each one's name becomes.
+
+    Empty where no weight is worth it.
+    """
+    taken: dict[str, str] = {}
     for name in node.input[1:3] if node.op_type in _RECURRENT else node.input[1:2]:
         weight, holder = place.floats(name), place.holder(name)
         if weight is None or holder is None or not np.isfinite(weight).all():
@@ -215,9 +220,7 @@ def _stored(place: Place, node: NodeProto) -> bool:
             factors = holder.constant(steps, "steps")
             holder.memory[key] = holder.add("Mul", [wide, factors], f"{name}_wide", front=True)
         taken[name] = holder.memory[key]
-    if taken:
-        place.again(node, taken)
-    return bool(taken)
+    return taken
 
 
 def _sharing(node: NodeProto, rank: int) -> tuple[int, ...] | None:

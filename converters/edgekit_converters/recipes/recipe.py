@@ -36,6 +36,9 @@ class Needs:
     """True: only where 8-bit products cannot saturate, neither on the profile's core nor on the
     machine that builds and has to prove the variant; False: only where they can; None: both."""
 
+    features: frozenset[str] = frozenset()
+    """ISA features that the profile's core must have, as `profile.FEATURES` names them."""
+
     def unmet(
         self, facts: ModelFacts, runtime: Runtime, cpu: Cpu, *, host_saturates: bool
     ) -> str | None:
@@ -52,6 +55,8 @@ class Needs:
             return f"it needs opset {self.min_opset}, the model could not be raised above " + str(
                 facts.opset
             )
+        if missing := self.features - set(cpu.features):
+            return "the profile's core lacks " + ", ".join(sorted(missing))
         if self.full_range and cpu.int8_saturates:
             return "8-bit products can saturate on the profile's core"
         if self.full_range and host_saturates:
