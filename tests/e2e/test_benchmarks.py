@@ -13,6 +13,7 @@ from parts import need
 ROOT = Path(__file__).parents[2]
 SHORT = {
     "agent_rss": (),
+    "calibration": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
     "local_api": ("--rounds", "2"),
     "transfer": ("--mib", "2", "--rounds", "1"),

@@ -1,0 +1,233 @@
+"""What calibration costs beside running the float model: time and memory, and its peers.
+
+    python benchmarks/calibration.py [--samples 500] [--threads N] [--rounds 3] [--markdown]
+    python benchmarks/calibration.py --short        # the digits model, for CI
+
+EfficientNet-Lite0 and crops of photographs. Each way runs in a process of its own, whose peak RSS
+is the kernel's (VmHWM), by turns within a round; all stream the same samples from the same file.
+"Running" is the time inside the runtime of the plain float model, reading not counted; the ratio of
+a way is its time per sample to that of the same round, "streaming" the same with the reading. On a
+machine that does other work, believe the ratio of CPU time. onnxruntime's calibraters get fewer
+samples, since their time is proportional to them and the memory of the last two is, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import machine
+import numpy as np
+import real_models
+
+from edgekit.build.data import Data, open_data
+from edgekit.build.material import Material, gather
+from edgekit.build.progress import Silent
+from edgekit.build.ranges import calibrate
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.calibration.estimators import Estimator
+from edgekit_converters.sources import open_source
+from edgekit_runtime.session import SessionOptions, open_session
+
+DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
+_SHORT_SAMPLES: Final = 16
+
+
+class _Setting:
+    """A model that is ready to be calibrated, and the first of its data."""
+
+    def __init__(self, model: Path, data: Path, count: int, scratch: Path) -> None:
+        self.scratch = scratch
+        whole = open_data(str(data))
+        held = whole.count or count
+
+        def rows() -> Iterator[Mapping[str, np.ndarray]]:
+            for index, row in enumerate(whole.rows()):
+                if index == count:
+                    return
+                yield row
+
+        self.data = Data(title=str(data), rows=rows, count=min(count, held))
+        source = open_source(model, scratch=scratch)
+        self.material: Material = gather(source, self.data, None, normalizes=True, scratch=scratch)
+        self.threads = len(os.sched_getaffinity(0))
+
+    @property
+    def normalized(self) -> Path:
+        return self.material.normalized.path
+
+    def feeds(self) -> Iterator[dict[str, np.ndarray]]:
+        for sample in self.data.samples(self.material.source.signature.inputs):
+            yield sample.feeds
+
+
+def float_once(setting: _Setting) -> dict[str, float]:
+    session = open_session(
+        RuntimeKind.ONNXRUNTIME, setting.normalized, SessionOptions(threads=setting.threads)
+    )
+    running = running_cpu = 0.0
+    began = time.perf_counter()
+    for feeds in setting.feeds():
+        started, started_cpu = time.perf_counter(), time.process_time()
+        session.run(feeds)
+        running += time.perf_counter() - started
+        running_cpu += time.process_time() - started_cpu
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "running_s": running, "running_cpu_s": running_cpu}
+
+
+def edgekit_all(setting: _Setting) -> dict[str, float]:
+    began = time.perf_counter()
+    calibrate(setting.material, tuple(Estimator), scratch=setting.scratch, progress=Silent())
+    return {"seconds": time.perf_counter() - began}
+
+
+def _onnxruntime(method: str) -> Callable[[_Setting], dict[str, float]]:
+    def run(setting: _Setting) -> dict[str, float]:
+        import onnxruntime as ort
+        from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+        from onnxruntime.quantization.calibrate import create_calibrator
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self._feeds = setting.feeds()
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                return next(self._feeds, None)
+
+        began = time.perf_counter()
+        calibrator = create_calibrator(
+            setting.normalized,
+            augmented_model_path=str(setting.scratch / "augmented.onnx"),
+            calibrate_method=CalibrationMethod[method],
+        )
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = setting.threads
+        calibrator.infer_session = ort.InferenceSession(
+            calibrator.augmented_model_path, settings, providers=["CPUExecutionProvider"]
+        )
+        calibrator.collect_data(Reader())
+        calibrator.compute_data()
+        return {"seconds": time.perf_counter() - began}
+
+    return run
+
+
+WAYS: Final[Mapping[str, tuple[Callable[[_Setting], dict[str, float]], int | None]]] = {
+    "float model": (float_once, None),
+    "edgekit, all estimators": (edgekit_all, None),
+    "onnxruntime MinMax": (_onnxruntime("MinMax"), 50),
+    "onnxruntime Percentile": (_onnxruntime("Percentile"), 20),
+    "onnxruntime Entropy": (_onnxruntime("Entropy"), 20),
+}
+"""Each way, and how many samples it gets at most."""
+
+
+def measure(way: str, model: Path, data: Path, count: int) -> dict[str, Any]:
+    """One way, in this process."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
+        setting = _Setting(model, data, count, Path(directory))
+        began = time.process_time()
+        figures = WAYS[way][0](setting)
+        figures["cpu_s"] = time.process_time() - began
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            figures["peak_rss_mib"] = int(line.split()[1]) / 1024
+    return figures
+
+
+def in_a_child(way: str, model: Path, data: Path, count: int, threads: int) -> dict[str, Any]:
+    """One way, in a process that may use so many cores."""
+    command = [sys.executable, __file__, "--way", way, "--samples", str(count)]
+    command += ["--threads", str(threads), "--files", str(model), str(data)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, timeout=1800
+    )  # its errors are seen where ours are
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(model: Path, data: Path, *, samples: int, threads: int, rounds: int) -> list[Any]:
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    counts = {way: min(samples, most or samples) for way, (_, most) in WAYS.items()}
+    for number in range(rounds):
+        for way, count in counts.items():
+            print(f"round {number + 1}: {way}", file=sys.stderr)
+            found[way].append(in_a_child(way, model, data, count, threads))
+
+    def ratio(way: str, figure: str, to: str) -> float:
+        """Median over the rounds, each against its own float model."""
+        pairs = zip(found[way], found["float model"], strict=True)
+        return statistics.median(f[figure] / counts[way] / (b[to] / samples) for f, b in pairs)
+
+    return [
+        {
+            "way": way,
+            "samples": count,
+            "ms_per_sample": statistics.median(f["seconds"] / count for f in found[way]) * 1e3,
+            "ratio_to_running": ratio(way, "seconds", "running_s"),
+            "ratio_to_streamed": ratio(way, "seconds", "seconds"),
+            "cpu_ratio_to_running": ratio(way, "cpu_s", "running_cpu_s"),
+            "peak_rss_mib": max(f["peak_rss_mib"] for f in found[way]),
+        }
+        for way, count in counts.items()
+    ]
+
+
+def as_markdown(rows: list[Any]) -> str:
+    lines = [
+        "| way | samples | ms each | to running | to streaming | CPU to running | peak RSS MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {r['way']} | {r['samples']} | {r['ms_per_sample']:.1f} | {r['ratio_to_running']:.2f} "
+        f"| {r['ratio_to_streamed']:.2f} | {r['cpu_ratio_to_running']:.2f} "
+        f"| {r['peak_rss_mib']:.0f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--files", nargs=2, type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.way:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: chosen.threads])
+        print(json.dumps(measure(chosen.way, *chosen.files, chosen.samples)))
+        return
+    with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
+        home = Path(directory)
+        if chosen.short:
+            model, data = DIGITS / "digits.onnx", DIGITS / "calibration.npz"
+            chosen.samples, chosen.rounds = _SHORT_SAMPLES, 1
+        else:
+            real = real_models.efficientnet(home, crops=chosen.samples)
+            assert real.calibration is not None
+            model, data = real.model, real.calibration
+        rows = compare(
+            model, data, samples=chosen.samples, threads=chosen.threads, rounds=chosen.rounds
+        )
+    if chosen.markdown:
+        print(as_markdown(rows))
+    else:
+        machine.emit({"threads": chosen.threads, "ways": rows})
+
+
+if __name__ == "__main__":
+    main()
