@@ -7,11 +7,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-from fusions import normal, parsed
+import pytest
+from fusions import fused, normal, parsed
+from small_models import SMALL_MODELS
 
+from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
+from edgekit_converters.fusion import fuse
 from edgekit_converters.normalization import normalize
-from edgekit_converters.proof import Tried, try_out
+from edgekit_converters.proof import Tried, generated, try_out
+from edgekit_runtime.session import open_session
 
 
 def test_normalization_ends_with_fusion_and_proves_it(tmp_path: Path) -> None:
@@ -42,8 +47,16 @@ def test_weights_in_another_file_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(made, path, save_as_external_data=True, location="weights", size_threshold=8)
     (tmp_path / "weights").unlink()
-    from edgekit_converters.fusion import fuse
-
     model = onnx.load_model(path, load_external_data=False)
     fuse(model)
     assert graph.operators(model) == {"Mul": 1, "MatMul": 1}
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_every_small_model_computes_the_same_after_fusion(name: str, tmp_path: Path) -> None:
+    model = SMALL_MODELS[name]()
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, path)
+    specs = open_session(RuntimeKind.ONNXRUNTIME, path).inputs
+    for seed in range(3):
+        fused(model, generated(specs, seed=seed, axis_length=8))

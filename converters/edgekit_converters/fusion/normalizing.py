@@ -8,7 +8,8 @@ and lengths: the variance as E[(x - E x)^2] or as E[x^2] - E[x]^2, means as sums
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -54,8 +55,9 @@ def softmax(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
         dims = _float_dims(scope, region)
         if dims is None:
             return None
+        probing = _Probing(scope, region, dims, scales=(1.0, 20.0))
         for axis in range(len(dims)):
-            if _agree(scope, region, dims, partial(_softmax, axis=axis), (1.0, 20.0)):
+            if probing.agrees(partial(_softmax, axis=axis)):
                 return [scope.node("Softmax", [region.source], node.output[0], axis=axis)]
         return None
     return None
@@ -76,8 +78,14 @@ def layer_normalization(scope: Scope, node: NodeProto) -> list[NodeProto] | None
         dims = _float_dims(scope, region)
         if dims is None:
             continue
-        for axis in range(len(dims)):
-            if (found := _normalization(scope, region, dims, axis)) is not None:
+        probing = _Probing(scope, region, dims, scales=(1.0, 0.01, 30.0))
+        # without variance only the bias is left
+        bias = region.run(scope, np.zeros(_concrete(dims, _OPEN_LENGTHS[0]), np.float32))
+        epsilons = _epsilons(scope, region)
+        for axis, length in enumerate(dims):
+            if bias is None or not isinstance(length, int) or length < 2:
+                continue
+            if (found := _normalization(probing, bias, axis, epsilons)) is not None:
                 return _nodes(scope, region, found, len(dims))
     return None
 
@@ -96,26 +104,23 @@ class _Normalization:
         return np.asarray(_normalized(x, self.axis, self.epsilon) * scale + bias)
 
 
-def _normalization(scope: Scope, region: Region, dims: Dims, axis: int) -> _Normalization | None:
-    """Read scale and bias off two probes, and see whether that explains others."""
-    length = dims[axis]
-    if not isinstance(length, int) or length < 2:
+def _normalization(
+    probing: _Probing, bias: np.ndarray, axis: int, epsilons: list[float]
+) -> _Normalization | None:
+    """Read the scale off the first probe, and see whether that explains all."""
+    probe, got = next(probing.results())
+    if got is None or not got.shape == bias.shape == probe.shape:
         return None
-    shape = _concrete(dims, _OPEN_LENGTHS[0])
-    # without variance only the bias is left
-    bias = region.run(scope, np.zeros(shape, np.float32))
-    probe = _random(shape, 1.0)
-    got = region.run(scope, probe)
-    if bias is None or got is None or got.shape != shape or bias.shape != shape:
+    if not (np.isfinite(got).all() and np.isfinite(bias).all()):
         return None
-    line = tuple(slice(None) if at == axis else 0 for at in range(len(shape)))
-    for epsilon in _epsilons(scope, region):
+    line = tuple(slice(None) if at == axis else 0 for at in range(probe.ndim))
+    for epsilon in epsilons:
         ratio = (got - bias) / _normalized(probe, axis, epsilon)
         # the median over the other axes, since single values divide by nearly nothing
-        others = tuple(at for at in range(len(shape)) if at != axis)
+        others = tuple(at for at in range(probe.ndim) if at != axis)
         scale = np.median(ratio, axis=others)
         found = _Normalization(axis=axis, epsilon=epsilon, scale=scale, bias=bias[line])
-        if _agree(scope, region, dims, found.apply, (0.01, 1.0, 30.0)):
+        if probing.agrees(found.apply):
             return found
     return None
 
@@ -151,21 +156,34 @@ def _nodes(scope: Scope, region: Region, found: _Normalization, rank: int) -> li
     ]
 
 
-def _agree(
-    scope: Scope,
-    region: Region,
-    dims: Dims,
-    want: Callable[[np.ndarray], np.ndarray],
-    scales: tuple[float, ...],
-) -> bool:
-    for length, scale in zip((*_OPEN_LENGTHS, *_OPEN_LENGTHS), scales, strict=False):
-        probe = _random(_concrete(dims, length), scale)
-        got, expected = region.run(scope, probe), want(probe)
-        if got is None or got.shape != expected.shape:
-            return False
-        if not np.allclose(got, expected, rtol=_CLOSE, atol=_CLOSE * np.abs(expected).max()):
-            return False
-    return True
+class _Probing:
+    """A region's outputs on random inputs of these scales, each computed when first asked for."""
+
+    def __init__(
+        self, scope: Scope, region: Region, dims: Dims, *, scales: tuple[float, ...]
+    ) -> None:
+        self._scope, self._region = scope, region
+        lengths = itertools.cycle(_OPEN_LENGTHS)
+        self._probes = [
+            _random(_concrete(dims, length), scale)
+            for length, scale in zip(lengths, scales, strict=False)
+        ]
+        self._outputs: list[np.ndarray | None] = []
+
+    def results(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for at, probe in enumerate(self._probes):
+            if at == len(self._outputs):
+                self._outputs.append(self._region.run(self._scope, probe))
+            yield probe, self._outputs[at]
+
+    def agrees(self, want: Callable[[np.ndarray], np.ndarray]) -> bool:
+        for probe, got in self.results():
+            expected = want(probe)
+            if got is None or got.shape != expected.shape:
+                return False
+            if not np.allclose(got, expected, rtol=_CLOSE, atol=_CLOSE * np.abs(expected).max()):
+                return False
+        return True
 
 
 def _float_dims(scope: Scope, region: Region) -> Dims | None:
