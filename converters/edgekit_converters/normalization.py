@@ -44,7 +44,7 @@ class Normalized:
     steps: tuple[str, ...]
     """Steps that held."""
     remarks: tuple[str, ...]
-    """Steps that did not, a sentence each."""
+    """What a user should know of it: steps that did not hold, and what the first runs showed."""
 
 
 def normalize(

@@ -7,7 +7,7 @@ samples of the data or on made-up inputs; what gets here has done so, and gave n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +104,10 @@ def gather(
             write_tensors(given[-1], sample.feeds)
     tried = _try_out(source, given, scratch, run)
     references = [read_tensors(Path(trial.reference)) for trial in tried.trials]
+    remarks = (
+        *source.remarks,
+        *_remarks(source.origin.name, tried, references, has_data=data is not None),
+    )
     normalized = Normalized(path=source.path, steps=(), remarks=())
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
@@ -113,7 +117,7 @@ def gather(
     first = tried.trials[0]
     return Material(
         source=source,
-        normalized=normalized,
+        normalized=replace(normalized, remarks=(*remarks, *normalized.remarks)),
         given_facts=given_facts,
         normalized_facts=normalized_facts,
         feeds=Path(first.feeds),
@@ -122,10 +126,6 @@ def gather(
         validation=validation,
         axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
-        remarks=(
-            *source.remarks,
-            *_remarks(source.origin.name, tried, references, has_data=data is not None),
-        ),
     )
 
 
