@@ -58,6 +58,7 @@ def new(*, output: Path, as_json: bool, **flags: Any) -> None:
     if output.exists():  # said before ten questions are answered for nothing
         raise ProjectExists(output)
     project, perhaps = _propose(_Questions(sys.stdin.isatty()), **flags)
+    project.request(dry_run=True)  # what a build would refuse is not written
     text = project_text(project, directory=output.parent, perhaps=perhaps)
     try:
         with output.open("x", encoding="utf-8") as stream:

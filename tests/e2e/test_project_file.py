@@ -73,9 +73,13 @@ def test_new_overwrites_nothing() -> None:
         ((DIGITS / "digits.onnx",), "Profiles"),
         ((DIGITS / "digits.onnx", "--profile", "rpi4"), "did you mean raspberry-pi-4"),
         ((DIGITS / "digits.onnx", "--profile", "demo-small", "--validation", "no"), "no data"),
+        ((DIGITS / "digits.onnx", "--profile", "demo-small", "--name", "A B"), "model name"),
+        ((DIGITS / "digits.onnx", "--profile", "demo-small", "--profile", "demo-small"), "twice"),
     ],
 )
-def test_new_without_a_terminal_names_what_is_missing(words: tuple[object, ...], told: str) -> None:
+def test_new_without_a_terminal_names_what_is_missing_or_wrong(
+    words: tuple[object, ...], told: str
+) -> None:
     answer = edgekit("new", *words)
     assert answer.code == 2 and told in answer.err
     assert not Path(FILENAME).exists()
