@@ -41,8 +41,17 @@ def version() -> str | None:
     return installed_version(*_DISTRIBUTIONS)
 
 
+def is_ort_format(path: Path) -> bool:
+    """Whether a file has the identifier of onnxruntime's own format, whatever its name."""
+    with path.open("rb") as stream:
+        return stream.read(8)[4:] == b"ORTM"
+
+
 def open_model(path: Path, options: SessionOptions) -> OnnxSession:
-    """Load an .onnx or .ort file. Errors: `RuntimeMissing`, `ModelUnloadable`."""
+    """Load a file of ONNX or of onnxruntime's own format.
+
+    Errors: `RuntimeMissing`, `ModelUnloadable`.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -59,6 +68,9 @@ def open_model(path: Path, options: SessionOptions) -> OnnxSession:
         Optimization.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[options.optimization]
     try:
+        if is_ort_format(path):
+            # else it goes by the name, and a bundle's model is always model.onnx
+            settings.add_session_config_entry("session.load_model_format", "ORT")
         session = ort.InferenceSession(
             str(path),
             sess_options=settings,

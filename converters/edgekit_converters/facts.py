@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
 from edgekit_converters import external, graph
+from edgekit_runtime.backend_onnxruntime import is_ort_format
 
 __all__ = ["WEIGHTED_INPUTS", "ModelFacts", "read_facts", "weight_bytes", "weighted_nodes"]
 
@@ -62,7 +63,12 @@ class ModelFacts:
 
 
 def read_facts(path: Path) -> ModelFacts:
-    """Facts of a closed, normalized ONNX file (weights are initializers)."""
+    """Facts of a closed, normalized ONNX file (weights are initializers).
+
+    One of onnxruntime's own format has only its size.
+    """
+    if is_ort_format(path):
+        return ModelFacts(size_bytes=path.stat().st_size)
     model = onnx.load_model(path, load_external_data=False)
     nested: dict[str, int] = {}
     outer = _names_of_floats(model.graph)
@@ -85,7 +91,12 @@ def read_facts(path: Path) -> ModelFacts:
 
 
 def weight_bytes(path: Path) -> dict[str, int]:
-    """Bytes of an ONNX model's initializers by number format, such as `int8`; most first."""
+    """Bytes of an ONNX model's initializers by number format, such as `int8`; most first.
+
+    Nothing is known of a file of onnxruntime's own format.
+    """
+    if is_ort_format(path):
+        return {}
     model = onnx.load_model(path, load_external_data=False)
     found: Counter[str] = Counter()
     for current in graph.graphs(model.graph):

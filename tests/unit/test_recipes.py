@@ -16,11 +16,12 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import FEATURES, RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
-from edgekit_converters.facts import ModelFacts
+from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
 from edgekit_converters.halves import compute_in_half
 from edgekit_converters.int16 import quantize_16x8
 from edgekit_converters.recipes import BASELINE, all_recipes, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients
+from edgekit_runtime.backend_onnxruntime import is_ort_format
 from edgekit_runtime.session import open_session
 
 MODULE = """
@@ -166,3 +167,14 @@ def test_int16_activations_change_less_than_8_bit_weights_alone_do(tmp_path: Pat
     assert 0 < error(path, out) < 0.01
     with pytest.raises(Refused, match="no node"):
         quantize_16x8(path, out, ranges={})
+
+
+def test_file_of_the_runtimes_own_format_is_known_by_its_contents(tmp_path: Path) -> None:
+    path, out = network(tmp_path), tmp_path / "model.onnx"
+    recipe = find_recipe("ort-format")
+    recipe.make(Ingredients(given=path, normalized=path, ranges={}, out=out))
+    assert is_ort_format(out) and not is_ort_format(path)
+    assert error(path, out) < 1e-4
+    facts = read_facts(out)
+    assert (facts.size_bytes, facts.opset, facts.ir) == (out.stat().st_size, None, None)
+    assert weight_bytes(out) == {}

@@ -27,8 +27,8 @@ _BLOCKS: Final = {
     "int4-weights/block-64": Products(bits=4, block=64),
     "int4-weights/block-128": Products(bits=4, block=128),
 }
-_VERSIONS: Final = {8: "1.22", 4: "1.17"}
-"""onnxruntime's first with MatMulNBits of so many bits on every core."""
+_VERSIONS: Final = {8: "1.22", 4: "1.20"}
+"""onnxruntime's first with MatMulNBits of so many bits, of those tried: 1.20.1 has no 8."""
 
 
 def _make(products: Products | None) -> Callable[[Ingredients], None]:
