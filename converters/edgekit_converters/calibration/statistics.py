@@ -60,13 +60,13 @@ class Histogram:
             counts[-self.first] -= self.zeros
         return counts
 
-    def holding_zero(self) -> Histogram:
-        """These counts in bins that reach zero, wider ones where that takes too many."""
+    def holding_zero(self, bins: int = BINS) -> Histogram:
+        """These counts in at most so many bins that reach zero, wider ones where need be."""
         made = Histogram()
         made.merge(self)
         if not len(made.counts):
             return made
-        while max(made.first + len(made.counts), 1) - min(made.first, 0) > BINS:
+        while max(made.first + len(made.counts), 1) - min(made.first, 0) > bins:
             made._coarsen(made.exponent + 1)
         made._count(0, np.zeros(1, np.int64))
         return made
