@@ -159,6 +159,16 @@ def _fold(source: Path, out: Path) -> None:
 
 def _fuse(source: Path, out: Path) -> None:
     model = _load(source)
+    fuse(model, normalizations=False)
+    _finish(model, out)
+
+
+def _has_roots(source: Path) -> bool:
+    return graph.operators(_load(source))["Sqrt"] > 0
+
+
+def _fuse_normalizations(source: Path, out: Path) -> None:
+    model = _load(source)
     fuse(model)
     _finish(model, out)
 
@@ -200,4 +210,11 @@ _STEPS: Final = (
     ),
     _Step(name="fold", title="simplification by onnxruntime", apply=_fold, simplifies=True),
     _Step(name="fuse", title="fusion of operators", apply=_fuse),
+    # apart, since a model's own rounding of a variance can be so large that the proof fails
+    _Step(
+        name="fuse-normalizations",
+        title="fusion of layer normalizations",
+        apply=_fuse_normalizations,
+        is_needed=_has_roots,
+    ),
 )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from edgekit_converters import graph
 from edgekit_converters.fusion.affine import affine
@@ -52,7 +53,6 @@ _RULES: Final[tuple[Rule, ...]] = (
     affine,
     gelu,
     softmax,
-    layer_normalization,
     lookups,
     tables,
     extremes,
@@ -60,12 +60,18 @@ _RULES: Final[tuple[Rule, ...]] = (
 """What folds comes before what matches: patterns are then free of clutter."""
 
 
-def fuse(model: ModelProto) -> Counter[str]:
-    """Rewrite `model` in place; how often each rule held."""
+def fuse(model: ModelProto, *, normalizations: bool = True) -> Counter[str]:
+    """Rewrite `model` in place; how often each rule held.
+
+    `normalizations`: layer normalizations, too. Where a model computes a variance as a difference
+    of moments and they cancel, its own rounding is large, and a better one differs from it.
+    """
+    rules = (*_RULES, layer_normalization) if normalizations else _RULES
+    settle = partial(_settle, rules)
     distinguish(model)
-    given = _raise_opset(model)
-    held = _settle(model)
-    if decided := decide(model, _settle):
+    given = _raise_opset(model) if normalizations else graph.opset(model)
+    held = settle(model)
+    if decided := decide(model, settle):
         held[decide.__name__] = decided
     if not held[layer_normalization.__name__]:
         _set_opset(model, given)
@@ -92,11 +98,12 @@ def _set_opset(model: ModelProto, version: int) -> None:
             imported.version = version
 
 
-def _settle(model: ModelProto) -> Counter[str]:
+def _settle(rules: Sequence[Rule], model: ModelProto) -> Counter[str]:
     """Apply the rules until none holds."""
     held: Counter[str] = Counter()
     for _ in range(_ROUNDS):
-        found = _sweep(model.graph, Shapes(model), opset=graph.opset(model), around=None)
+        scope = Scope(model.graph, Shapes(model), opset=graph.opset(model), around=None)
+        found = _sweep(scope, rules)
         held += found
         _import_contrib(model)
         if not found:
@@ -104,23 +111,20 @@ def _settle(model: ModelProto) -> Counter[str]:
     return held
 
 
-def _sweep(
-    current: GraphProto, shapes: Shapes, *, opset: int, around: Scope | None
-) -> Counter[str]:
+def _sweep(scope: Scope, rules: Sequence[Rule]) -> Counter[str]:
     """Each rule on each node once, from the last to the first: what ends later is larger."""
-    scope = Scope(current, shapes, opset=opset, around=around)
     held: Counter[str] = Counter()
-    for node in reversed(list(current.node)):
-        for rule in _RULES:
+    for node in reversed(list(scope.graph.node)):
+        for rule in rules:
             if not node.output or scope.producers.get(node.output[0]) is not node:
                 break  # it went with a larger one
             replacement = rule(scope, node)
             if replacement is not None:
                 scope.replace(node, replacement)
                 held[rule.__name__] += 1
-    for node in current.node:
+    for node in scope.graph.node:
         for nested in subgraphs(node).values():
-            held += _sweep(nested, shapes, opset=opset, around=scope)
+            held += _sweep(Scope(nested, scope.shapes, opset=scope.opset, around=scope), rules)
     return held
 
 
