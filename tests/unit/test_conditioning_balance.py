@@ -23,16 +23,18 @@ def _normal(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape)
 
 
-def _uneven(*shape: int, axis: int = 0) -> np.ndarray:
-    """Weights whose channels differ by three orders of magnitude."""
-    spread = np.exp(np.random.default_rng(shape[0]).uniform(-3, 3, shape[axis]))
-    return _normal(*shape) * spread.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+def _uneven(*shape: int, axis: int = 0, inverse: bool = False) -> np.ndarray:
+    """Weights whose channels differ by two orders of magnitude, or undo that."""
+    count = shape[axis]
+    spread = np.exp(np.random.default_rng(count).uniform(-2.5, 2.5, count))
+    shaped = spread.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return _normal(*shape) / shaped if inverse else _normal(*shape) * shaped
 
 
 def _convolutions(between: str = "Relu") -> ModelProto:
     """Convolution, depthwise convolution, projection."""
-    held = {"w": _uneven(8, 3, 3, 3), "b": _uneven(8), "d": _uneven(8, 1, 3, 3),
-            "e": _uneven(8), "p": _normal(4, 8, 1, 1)}  # fmt: skip
+    held = {"w": _uneven(8, 3, 3, 3), "b": _uneven(8), "d": _normal(8, 1, 3, 3),
+            "e": _uneven(8), "p": _uneven(4, 8, 1, 1, axis=1, inverse=True)}  # fmt: skip
     held["low"], held["high"] = np.array(0.0), np.array(6.0)
     bounds = " low high" if between == "Clip" else ""
     nodes = [
@@ -47,7 +49,7 @@ def _convolutions(between: str = "Relu") -> ModelProto:
 
 def _products() -> ModelProto:
     held = {"w": _uneven(6, 12, axis=1), "b": _uneven(12), "slope": np.abs(_normal(12)),
-            "v": _normal(10, 12), "u": _normal(10, 3)}  # fmt: skip
+            "v": _uneven(10, 12, axis=1, inverse=True), "u": _normal(10, 3)}  # fmt: skip
     nodes = [
         node("MatMul", "x w", "m"),
         node("Add", "m b", "a"),
@@ -59,8 +61,8 @@ def _products() -> ModelProto:
 
 
 def _transposed() -> ModelProto:
-    held = {"w": _uneven(8, 3, 3), "t": _uneven(8, 6, 3, axis=1), "b": _uneven(6),
-            "p": _normal(2, 6, 1)}  # fmt: skip
+    held = {"w": _normal(8, 3, 3), "t": _uneven(8, 6, 3, axis=1), "b": _uneven(6),
+            "p": _uneven(2, 6, 1, axis=1, inverse=True)}  # fmt: skip
     nodes = [
         node("Conv", "x w", "c"),
         node("MaxPool", "c", "m", kernel_shape=[2]),

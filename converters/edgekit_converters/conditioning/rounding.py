@@ -28,10 +28,10 @@ from edgekit_converters.conditioning.moments import Moments
 
 __all__ = ["reconstruct"]
 
-_SWEEPS: Final = 4
+_SWEEPS: Final = 3
 _BLOCK: Final = 64
 """Columns whose changes are applied to the others together."""
-_DAMPING: Final = 1e-3
+_DAMPING: Final = 0.01
 """Of the mean diagonal: directions that calibration has not seen are not free."""
 _OUTPUTS_AT_ONCE: Final = 4096
 
