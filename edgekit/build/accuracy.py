@@ -67,12 +67,21 @@ class Contestant:
         self.session: Session | None = None
         self.samples = 0
         self._meter: Meter = new_meter(metric)
+        self._open_axes: Mapping[str, frozenset[int]] = {}
         self._closeness = _Closeness()
         self._worst: list[tuple[float, int, ErrorSample]] = []
         try:
             self.session = open_session(kind, path, options)
         except Refused as error:
             self.failure = str(error).rstrip(".")
+            return
+        if metric.takes_other_lengths:
+            self._open_axes = {
+                spec.name: frozenset(
+                    i for i, axis in enumerate(spec.shape) if isinstance(axis, str)
+                )
+                for spec in self.session.outputs
+            }
 
     def take(self, sample: Sample, baseline: Outputs) -> None:
         """Run a sample and enter the outputs into the meters, unless it has failed before."""
@@ -83,7 +92,7 @@ class Contestant:
         except Refused as error:
             self.failure = str(error).rstrip(".")
             return
-        self.failure = _wrong(outputs, baseline)
+        self.failure = _wrong(outputs, baseline, self._open_axes)
         if self.failure is None:
             self._enter(sample, outputs, baseline)
             self.samples += 1
@@ -137,7 +146,14 @@ class _Closeness:
 
 
 def _powers(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
-    """Sum of squared errors and of squares; of what has no distance, counts."""
+    """Sum of squared errors and of squares; of what has no distance, counts.
+
+    Tensors of other lengths are as far from each other as noise is.
+    """
+    if got.shape != want.shape:
+        wide = want.astype(np.float64) if want.dtype.kind == "f" else np.ones(want.shape)
+        power = float(np.nansum(wide * wide)) or 1.0
+        return power, power
     if want.dtype.kind != "f":
         return float((got != want).sum()), float(want.size)
     finite = np.isfinite(want)
@@ -158,7 +174,7 @@ def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> Error
     """How one sample differs, in words: the class where there is one, else the farthest element."""
     name, want = next(iter(baseline.items()))
     label = int(sample.labels[0]) if sample.labels is not None and len(sample.labels) else None
-    if want.dtype.kind == "f" and want.ndim == 2 and want.shape[-1] > 1:
+    if got[name].shape == want.shape and want.dtype.kind == "f" and _is_rows(want):
         row = int(np.argmax(np.abs(got[name] - want).max(axis=-1)))
         ranked = np.sort(want[row])
         if sample.labels is not None and row < len(sample.labels):
@@ -172,6 +188,13 @@ def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> Error
         )
     name = max(baseline, key=lambda n: _relative(got[n], baseline[n]))
     wide = baseline[name].ravel()
+    if got[name].shape != baseline[name].shape:
+        return ErrorSample(
+            sample=index,
+            label=label,
+            expected=f"{name} {list(baseline[name].shape)}",
+            got=str(list(got[name].shape)),
+        )
     if wide.dtype.kind == "f":
         at = int(np.nanargmax(np.abs(got[name].ravel() - wide)))
     else:
@@ -184,6 +207,10 @@ def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> Error
     )
 
 
+def _is_rows(array: np.ndarray) -> bool:
+    return array.ndim == 2 and array.shape[-1] > 1
+
+
 def _relative(got: np.ndarray, want: np.ndarray) -> float:
     noise, signal = _powers(got, want)
     return noise / signal if signal > 0 else noise
@@ -193,14 +220,24 @@ def _shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _wrong(got: Outputs, baseline: Outputs) -> str | None:
-    """What no tolerance excuses: other outputs, shapes or types, or NaN where there was none."""
+def _wrong(got: Outputs, baseline: Outputs, open_axes: Mapping[str, frozenset[int]]) -> str | None:
+    """What no tolerance excuses: other outputs, shapes or types, or NaN where there was none.
+
+    Lengths may differ on `open_axes`.
+    """
     if list(got) != list(baseline):
         return f"its outputs are {list(got)}, not {list(baseline)}"
     for name, want in baseline.items():
         array = got[name]
-        if array.shape != want.shape or array.dtype != want.dtype:
+        free = open_axes.get(name, frozenset())
+        fits = array.ndim == want.ndim and all(
+            a == b or axis in free
+            for axis, (a, b) in enumerate(zip(array.shape, want.shape, strict=True))
+        )
+        if not fits or array.dtype != want.dtype:
             return f"output {name!r} is {array.dtype} {list(array.shape)}"
+        if array.shape != want.shape:
+            continue
         if array.dtype.kind == "f" and (~np.isfinite(array) & np.isfinite(want)).any():
             return f"output {name!r} has NaN or infinity where float32 has none"
     return None

@@ -282,7 +282,8 @@ class _Build:
             said.append(
                 f"The metric {bench.metric.name} compares with the float32 model, not with truth."
             )
-        return tuple(text for text in said if text)
+        said += verdict.accuracy.remarks
+        return tuple(dict.fromkeys(text for text in said if text))
 
     def _contents(
         self, plan: ProfilePlan, variant: Variant, golden: GoldenSet, report: Report

@@ -26,7 +26,9 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments, write_moments
+from edgekit_converters.conditioning.smoothing import smooth_file
 from edgekit_converters.proof import same_outputs
 from edgekit_converters.recipes import find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
@@ -253,38 +255,8 @@ class _Rewrite(Protocol):
     ) -> int: ...
 
 
-def _equalize_file(
-    source: Path,
-    out: Path,
-    samples: Iterable[Mapping[str, np.ndarray]],
-    *,
-    threads: int,
-    scratch: Path,
-) -> int:
-    from edgekit_converters.conditioning.equalization import equalize
-
-    model = onnx.load_model(source)
-    changed = equalize(model)
-    if changed:
-        onnx.save_model(model, out)
-    return changed
-
-
-def _smooth_file(
-    source: Path,
-    out: Path,
-    samples: Iterable[Mapping[str, np.ndarray]],
-    *,
-    threads: int,
-    scratch: Path,
-) -> int:
-    from edgekit_converters.conditioning.smoothing import smooth_file
-
-    return smooth_file(source, out, samples, threads=threads, scratch=scratch)
-
-
 _REWRITES: Final[Mapping[Base, _Rewrite]] = {
-    Base.EQUALIZED: _equalize_file,
-    Base.SMOOTHED: _smooth_file,
+    Base.EQUALIZED: equalize_file,
+    Base.SMOOTHED: smooth_file,
 }
 """Write the rewritten model, and tell how many places changed; for 0 nothing is written."""

@@ -151,6 +151,15 @@ def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolatio
             f"{source.origin.name} runs on no made-up input ({error}) "
             "Give --validation or --calibration data."
         ) from error
+    except isolation.StepFailed as error:
+        raise Refused(
+            f"{source.origin.name} could not be run: {error.detail}; "
+            + (
+                "check that the data are what the model takes."
+                if given
+                else "give --validation or --calibration data."
+            )
+        ) from error
     return msgspec.convert(found, Tried)
 
 

@@ -63,6 +63,11 @@ class Metric:
         """Whether it may compare with labels, and not with the float32 model alone."""
         return self.name not in _AGAINST_FLOAT
 
+    @property
+    def takes_other_lengths(self) -> bool:
+        """Whether outputs may be longer or shorter than float32's: as many boxes as were found."""
+        return self.name == "detection" or ":" in self.name
+
 
 _AGAINST_FLOAT: Final = frozenset({"agreement", "r2", "cosine", "mse", "detection"})
 
