@@ -162,7 +162,7 @@ class Workshop:
             (home / _REQUEST).write_bytes(msgspec.json.encode(request))
             end = server.call(home, bounds.timeout_s)
             if end.timed_out:
-                raise StepFailed(step, f"it did not end within {bounds.timeout_s:g} s")
+                raise StepFailed(step, f"it did not end within {bounds.timeout_s:.3g} s")
             try:
                 answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
             except (OSError, msgspec.DecodeError) as error:

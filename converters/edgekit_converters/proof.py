@@ -88,12 +88,16 @@ def load(path: str, kind: str, *, name: str) -> Any:
         if found := _UNSUPPORTED.search(error.detail):
             operator = next(group for group in found.groups() if group)
             raise UnsupportedOperator(name, operator, runtime) from error
-        detail = _INTERNAL.sub("", " ".join(error.detail.split()))[:300].rstrip(".")
         raise Refused(
-            f"{name} does not load in {runtime.value} ({detail}): "
+            f"{name} does not load in {runtime.value} ({_plain(error.detail)}): "
             "export it again, or for an older operator set."
         ) from error
     return msgspec.to_builtins(Signature(inputs=session.inputs, outputs=session.outputs))
+
+
+def _plain(detail: str) -> str:
+    """What a runtime said, as a part of a sentence."""
+    return _INTERNAL.sub("", " ".join(detail.split()))[:300].rstrip(".")
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -122,7 +126,10 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
     """
     session = open_session(RuntimeKind(kind), Path(path))
     tensors = [read_tensors(Path(file)) for file in feeds] or _made_up(session)
-    reference = session.run(tensors[0])
+    try:
+        reference = session.run(tensors[0])
+    except InferenceFailed as error:
+        raise Refused(f"inference failed: {_plain(error.detail)}.") from error
     repeats = same_outputs(session.run(tensors[0]), reference) is None
     results = [(tensors[0], reference)]
     for more in (*tensors[1:], *_pairs(session.inputs, tensors)):
@@ -152,6 +159,8 @@ def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
         more = [generated(session.inputs, seed=s, axis_length=n) for s, n in others]
         return [feeds, *more]
     assert failure is not None
+    if isinstance(failure, InferenceFailed):
+        raise Refused(f"inference failed: {_plain(failure.detail)}.") from failure
     raise failure
 
 

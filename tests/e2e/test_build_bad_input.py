@@ -515,3 +515,19 @@ def test_neither_the_model_nor_its_data_are_touched(tmp_path: Path) -> None:
     )
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in source.iterdir()}
     assert before == after
+
+
+@pytest.mark.parametrize("twice", ["x", "y"])
+def test_output_named_as_another_value_is_refused(tmp_path: Path, twice: str) -> None:
+    model = _graph(helper.make_node("Relu", ["x"], ["y"]))
+    model.graph.output.append(helper.make_tensor_value_info(twice, TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert f"'{twice}' more than once" in refusal(tmp_path, model=tmp_path / "m.onnx")
+
+
+def test_model_that_wants_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    model = _graph(helper.make_node("Expand", ["x", "sides"], ["y"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([10**9, 4]), "sides"))
+    onnx.save(model, tmp_path / "m.onnx")
+    text = refusal(tmp_path, model=tmp_path / "m.onnx")
+    assert "runs on no made-up input" in text and "onnxruntime_src" not in text

@@ -22,6 +22,7 @@ from edgekit_converters.proof import Signature
 __all__ = ["Source", "open_source", "sha256_of"]
 
 _TFLITE_MAGIC: Final = b"TFL3"
+_ONNX_FILE: Final = "edgekit_converters.sources.onnx_file"
 _HASH_BYTES: Final = 1 << 20
 
 
@@ -81,17 +82,23 @@ def open_source(
     kind = RuntimeKind.LITERT if head[4:8] == _TFLITE_MAGIC else RuntimeKind.ONNXRUNTIME
     step = f"reading {origin.name}"
     bounds = isolation.limits_for(size)
-    if kind is RuntimeKind.LITERT:
-        path, data, remarks = origin, [], ()
-        words = {"path": str(origin.resolve()), "kind": kind.value, "name": origin.name}
-        signature = run(step, "edgekit_converters.proof:load", words, bounds)
-    else:
-        path = scratch / "given.onnx"
-        words = {"source": str(origin.resolve()), "out": str(path)}
-        target = "edgekit_converters.sources.onnx_file:close"
-        found = run(step, target, words | {"embedded_bytes": embedded_bytes}, bounds)
-        signature, data = found["signature"], [Path(name) for name in found["data"]]
-        remarks = tuple(found["remarks"])
+    try:
+        if kind is RuntimeKind.LITERT:
+            path, data, remarks = origin, [], ()
+            words = {"path": str(origin.resolve()), "kind": kind.value, "name": origin.name}
+            signature = run(step, "edgekit_converters.proof:load", words, bounds)
+        else:
+            path = scratch / "given.onnx"
+            words = {"source": str(origin.resolve())}
+            bounds = isolation.limits_for(run(step, f"{_ONNX_FILE}:weigh", words, bounds))
+            more = {"out": str(path), "embedded_bytes": embedded_bytes}
+            found = run(step, f"{_ONNX_FILE}:close", words | more, bounds)
+            signature, data = found["signature"], [Path(name) for name in found["data"]]
+            remarks = tuple(found["remarks"])
+    except isolation.StepFailed as error:
+        raise Refused(
+            f"{origin.name} could not be read: {error.detail}; export or download it again."
+        ) from error
     return Source(
         origin=origin,
         sha256=digest,

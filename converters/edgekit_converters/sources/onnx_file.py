@@ -6,7 +6,8 @@ Everything here runs in a child process (see `isolation`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import classical, external, graph, proof
 
-__all__ = ["NotAModel", "close"]
+__all__ = ["NotAModel", "close", "weigh"]
 
 MIN_OPSET: Final = 7
 """What onnxruntime still runs."""
@@ -33,20 +34,32 @@ class NotAModel(Refused):
         self.detail = detail
 
 
+def weigh(source: str) -> int:
+    """Bytes of a model with the data beside it. Errors: as `close`, but for those of loading."""
+    path = Path(source)
+    with _readable(path):
+        data = external.checked_files(_parse(path), path)
+    total = sum(file.stat().st_size for file in (path, *data))
+    if total > limits.MAX_BUNDLE_BYTES:
+        raise Refused(
+            f"{path.name} and its data have {total >> 20} MiB, a bundle holds at most 4 GiB: "
+            "choose a smaller model."
+        )
+    return total
+
+
 def close(source: str, out: str, embedded_bytes: int) -> Any:
     """Write `source` as one model without loose ends: functions inlined, remarks gone, and data
     embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`.
 
     Returns the signature of the loaded file, the data files that were read, and what became of
     outputs that are no tensors of numbers, as JSON.
-    Errors: `NotAModel`, `Refused` where no bundle holds it, `external.ExternalDataRefused`,
-    `Misused` where it cannot be read, and those of `proof.load`.
+    Errors: `NotAModel`, `Refused` where no bundle holds or describes it, `Misused` where it cannot
+    be read, `external.ExternalDataRefused`, and those of `proof.load`.
     """
     path = Path(source)
-    try:
+    with _readable(path):
         data, remarks = _write_closed(path, Path(out), embedded_bytes)
-    except UnicodeDecodeError as error:
-        raise NotAModel(path.name, "a name in it is no text") from error
     signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
     return {"signature": signature, "data": [str(file) for file in data], "remarks": remarks}
 
@@ -58,11 +71,6 @@ def _write_closed(
     model = _parse(path)
     data = external.checked_files(model, path)
     total = path.stat().st_size + sum(file.stat().st_size for file in data)
-    if total > limits.MAX_BUNDLE_BYTES:
-        raise Refused(
-            f"{path.name} and its data have {total >> 20} MiB, a bundle holds at most 4 GiB: "
-            "choose a smaller model."
-        )
     if total <= embedded_bytes:
         external.embed(model, path)
     else:
@@ -86,15 +94,31 @@ def _write_closed(
     return data, remarks
 
 
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say what makes a file none that can be read. Errors: `NotAModel`."""
+    try:
+        yield
+    except DecodeError as error:
+        raise NotAModel(path.name, "it does not parse, or is cut short") from error
+    except UnicodeDecodeError as error:  # protobuf looks at text when it is asked for it
+        raise NotAModel(path.name, "a name in it is no text") from error
+
+
 def _parse(path: Path) -> ModelProto:
     try:
         model = onnx.load_model(path, load_external_data=False)
-    except DecodeError as error:
-        raise NotAModel(path.name, "it does not parse, or is cut short") from error
     except OSError as error:
         raise Misused(f"cannot read {path}: {error.strerror}; check the path.") from error
     if not model.graph.output or not model.graph.node:
         raise NotAModel(path.name, "it has no graph")
+    names = [value.name for value in (*model.graph.input, *model.graph.output)]
+    for value in model.graph.output:
+        if names.count(value.name) > 1:
+            raise Refused(
+                f"{path.name} has the output {value.name[:100]!r} more than once, or as an input, "
+                "too: export it with a name of its own for each."
+            )
     if not graph.opset(model):
         raise NotAModel(path.name, "it names no operator set")
     if graph.opset(model) < MIN_OPSET:
