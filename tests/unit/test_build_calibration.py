@@ -165,11 +165,15 @@ def quantized_error(values: np.ndarray, low: float, high: float) -> float:
     return float(((levels * step - values.astype(np.float64)) ** 2).mean())
 
 
+def silu(values: np.ndarray) -> np.ndarray:
+    return values / (1 + np.exp(-values))
+
+
 SKEWED = {
     "normal": lambda random: random.standard_normal(20_000),
     "a tail above": lambda random: random.gumbel(0.0, 1.0, 20_000),
     "tails on both sides": lambda random: random.standard_t(4, 20_000),
-    "a floor and a tail": lambda random: np.maximum(random.standard_t(4, 20_000), -0.3),
+    "a floor and a tail": lambda random: silu(3 * random.standard_normal(20_000)),
     "half of it zero": lambda random: np.maximum(random.standard_t(4, 20_000), 0),
     "a lone outlier": lambda random: np.append(random.standard_normal(20_000), 60.0),
 }

@@ -21,8 +21,8 @@ __all__ = ["Estimator", "Range", "divergences", "estimate"]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
-_MSE_BINS: Final = BINS // 4
-"""One or two to a level are enough to compare ranges, and cost a quarter."""
+_MSE_BINS: Final = BINS // 2
+"""Two to four to a level are enough to compare ranges by, where values do not pile up on one."""
 _TRIED: Final = 48
 """Ranges that a search tries at each turn."""
 _LEAST_PART: Final = 0.01
