@@ -2,7 +2,8 @@
 quantized while the model runs.
 
 Sources: ONNX operators DynamicQuantizeLinear and MatMulInteger; onnxruntime's DynamicQuantizeLSTM.
-Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it was measured.
+Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it was measured; its
+weights are stored in 8 bits all the same, and widened while the model loads.
 
 Weights are symmetric, so that products need no correction by the sums of activations. They may be
 stored in fewer bits, in blocks: nodes at the front of the graph make 8-bit weights of them, which
@@ -31,9 +32,11 @@ from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bias
 from edgekit_converters.packing import unpacked
 from edgekit_converters.tables import table_of, take_rows
+from edgekit_converters.weight_only import stored_weights
 
 __all__ = ["Storage", "quantize_dynamic"]
 
+_STORED: Final = frozenset({"Conv", "ConvTranspose", "GRU", "RNN"})
 _NODE_BYTES: Final = 4096
 """What the nodes that widen packed weights take, about."""
 
@@ -59,7 +62,7 @@ def quantize_dynamic(
     moments: Mapping[str, Moments] | None = None,
 ) -> None:
     """Write `source` with 8-bit products in its MatMul, Gemm and LSTM nodes and narrow tables in
-    its Gather nodes, subgraphs included.
+    its Gather nodes, subgraphs included; other nodes' weights are stored in 8 bits.
 
     `reduce_range` keeps weights within 7 bits. `spared` nodes stay float32, or keep 8 bits where
     the others are stored in fewer; `moments` of nodes make rounding mind their inputs. Errors:
@@ -80,7 +83,8 @@ def quantize_dynamic(
         moments=moments or {},
     )
     draft = Draft(model)
-    if not draft.replace(rewriting.change):
+    draft.replace(rewriting.change_or_store)
+    if not rewriting.taken:
         raise Refused("no node could be quantized.")
     if is_packed and not rewriting.packed:
         raise Refused("no weight is large enough to be worth packing: use int8-dynamic.")
@@ -94,10 +98,23 @@ class _Rewriting:
     storage: Storage
     spared: frozenset[str]
     moments: Mapping[str, Moments]
+    taken: int = 0
+    """Nodes that are quantized dynamically so far."""
     packed: int = 0
     """Weights stored in fewer than 8 bits so far."""
 
-    def change(self, place: Place, node: NodeProto) -> bool:
+    def change_or_store(self, place: Place, node: NodeProto) -> bool:
+        """Quantize a node, or keep its weights in 8 bits if it has to compute in float32."""
+        if self._change(place, node):
+            self.taken += 1
+            return True
+        if node.name in self.spared or node.op_type not in _STORED:
+            return False
+        if stored := stored_weights(place, node):
+            place.again(node, stored)
+        return bool(stored)
+
+    def _change(self, place: Place, node: NodeProto) -> bool:
         is_spared, is_packing = node.name in self.spared, self.storage.bits < 8
         if node.domain not in graph.ONNX_DOMAINS or (is_spared and not is_packing):
             return False

@@ -214,3 +214,34 @@ def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
 def test_small_weights_are_not_packed(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="use int8-dynamic"):
         made(prepared("regression", tmp_path), storage=Storage(bits=4, block=32))
+
+
+def test_convolution_beside_products_computes_in_float_with_stored_weights(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flat"),
+        helper.make_node("MatMul", ["f", "v"], ["y"], name="last"),
+    ]
+    inner = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 9, 9])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 60])],
+        [
+            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32) / 9, name)
+            for name, shape in {"w": (64, 16, 3, 3), "v": (64, 60)}.items()
+        ],
+    )
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    path = tmp_path / "mixed.onnx"
+    onnx.save_model(model, path)
+    out = made(path)
+    assert {"Conv", "MatMulInteger"} <= operators(out)
+    assert out.stat().st_size < 0.32 * path.stat().st_size
+    assert spread(path, out) < 0.03
+    kept = onnx.load_model(made(path, spared=frozenset({"conv"})))
+    assert next(n for n in kept.graph.node if n.name == "conv").input[1] == "w"
+    with pytest.raises(Refused, match="no node"):
+        made(path, spared=frozenset({"last"}))
