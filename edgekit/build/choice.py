@@ -125,7 +125,7 @@ def _broken(
 
 def _best(able: Sequence[Candidate], objective: Objective, on_target: bool) -> Candidate:
     if objective is Objective.SIZE:
-        return min(_smallest(able), key=lambda c: (_speed(c), -_quality(c), c.title))
+        return min(_smallest(able), key=lambda c: (_speed(c), *_finest(c), c.title))
     if objective is Objective.ACCURACY or not on_target:
         best = max(map(_quality, able))
         equal = [c for c in able if _quality(c) > best - _EQUAL]
@@ -135,13 +135,18 @@ def _best(able: Sequence[Candidate], objective: Objective, on_target: bool) -> C
         fastest = min(able, key=_speed)
         edge = fastest.latency.high if fastest.latency and _speed(fastest) < 1 else 1.0
         equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
-    return min(_smallest(equal), key=lambda c: (-_quality(c), c.title))
+    return min(_smallest(equal), key=lambda c: (*_finest(c), c.title))
 
 
 def _smallest(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The smallest, and those as small."""
     least = min(map(_size, candidates))
     return [c for c in candidates if _size(c) <= least * (1 + _SAME_SIZE)]
+
+
+def _finest(candidate: Candidate) -> tuple[float, float]:
+    """Less is better: the metric as far as it tells two apart, then the noise of the outputs."""
+    return -round(_quality(candidate) / _EQUAL), -(candidate.closeness_db or 0.0)
 
 
 def _size(candidate: Candidate) -> int:
