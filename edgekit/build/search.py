@@ -267,7 +267,9 @@ class Search:
 
 
 def _beats(other: Trial, trial: Trial) -> bool:
-    """At least as good in all, and better in one."""
-    mine = (trial.ratio - _FASTER, trial.size_bytes * (1 - _EQUAL_SIZE), -trial.closeness_db)
-    theirs = (other.ratio, float(other.size_bytes), -other.closeness_db)
-    return all(a <= b for a, b in zip(theirs, mine, strict=True)) and theirs != mine
+    """At least as good in time, size and noise, and better in one, by what can be told apart."""
+    faster = trial.ratio - other.ratio
+    smaller = 1 - other.size_bytes / max(trial.size_bytes, 1)
+    closer = other.closeness_db - trial.closeness_db
+    gains = (faster / _FASTER, smaller / _EQUAL_SIZE, closer / _CLOSER_DB)
+    return min(gains) >= -1 and max(gains) > 1

@@ -1,0 +1,187 @@
+"""The search: what is tried, in which order, and what gets as far as full figures.
+
+The kitchen and the screen are stood in for by a table of figures, so that a search's decisions are
+seen by themselves; tests/e2e has them with real models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from edgekit.build.accuracy import Accuracy
+from edgekit.build.kitchen import Kitchen, Variant
+from edgekit.build.progress import Silent
+from edgekit.build.report import Latency
+from edgekit.build.request import Objective
+from edgekit.build.screen import Screen, Trial
+from edgekit.build.search import Search
+from edgekit_converters.recipes.recipe import Needs, Recipe
+from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
+from edgekit_converters.sensitivity import NodeNoise
+
+Figures = tuple[float, int, float]
+"""Ratio to float32, bytes, closeness in dB."""
+
+
+def recipe(name: str, *, knobs: frozenset[Knob] = frozenset(), varies: str | None = None) -> Recipe:
+    return Recipe(
+        id=name,
+        title=name,
+        needs=Needs(),
+        make=lambda ingredients: None,
+        output_step=1 / 255,
+        knobs=knobs,
+        varies=varies,
+    )
+
+
+class Table:
+    """Figures by title; what is not in it fails."""
+
+    def __init__(self, figures: Mapping[str, Figures]) -> None:
+        self.figures = {"float32": (1.0, 1000, 200.0), **figures}
+        self.tried: list[str] = []
+        self.normalized = Path("unused.onnx")
+
+    def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
+        return Variant(recipe=recipe, tuning=tuning, path=Path("unused.onnx"))
+
+    def trial(self, variant: Variant) -> Trial:
+        if variant.title not in self.tried:
+            self.tried.append(variant.title)
+        found = self.figures.get(variant.title)
+        if found is None:
+            return Trial(variant=variant, accuracy=Accuracy(failure="no figures"))
+        ratio, size, closeness = found
+        return Trial(
+            variant=variant,
+            accuracy=Accuracy(closeness_db=closeness),
+            latency=Latency(median_ms=ratio, ratio=ratio, low=ratio, high=ratio, rounds=15),
+            size_bytes=size,
+        )
+
+
+class Hasty(Search):
+    """Without a model there are no ends to spare, and noise is as given."""
+
+    nodes: tuple[str, ...] = ()
+
+    def _spare_ends(self, best: Trial) -> None:
+        pass
+
+    def noise(self, tuning: Tuning = UNTUNED) -> tuple[NodeNoise, ...]:
+        return tuple(
+            NodeNoise(node=name, operator="Conv", noise_db=-20.0 - i, parameters=1)
+            for i, name in enumerate(self.nodes)
+        )
+
+
+def search(
+    table: Table,
+    *recipes: Recipe,
+    objective: Objective = Objective.LATENCY,
+    clock: Callable[[], float] = lambda: 0.0,
+    **changes: Any,
+) -> Hasty:
+    values: dict[str, Any] = {"on_target": True, "is_asked": False, "deadline": 1.0}
+    return Hasty(
+        (recipe("float32"), *recipes),
+        cast(Kitchen, table),
+        cast(Screen, table),
+        objective=objective,
+        progress=Silent(),
+        scratch=Path(),
+        clock=clock,
+        **(values | changes),
+    )
+
+
+def titles(trials: tuple[Trial, ...]) -> list[str]:
+    return [trial.title for trial in trials]
+
+
+def test_variations_are_tried_only_of_the_two_that_gain_most() -> None:
+    table = Table({"a": (0.5, 300, 20.0), "b": (0.6, 300, 20.0), "c": (0.7, 300, 20.0)})
+    parents = [recipe(name) for name in "abc"]
+    children = [recipe(f"{name}/2", varies=name) for name in "abc"]
+    found = search(table, *parents, *children)
+    found.explore()
+    assert table.tried == ["float32", "a", "b", "c", "a/2", "b/2"]
+    assert found.untried() == {"c/2": "c gained too little for variations of it to be tried"}
+
+
+def test_recipes_that_were_asked_for_are_tried_though_the_time_is_over() -> None:
+    table = Table({"a": (0.5, 300, 20.0), "a/2": (0.4, 300, 20.0)})
+    found = search(table, recipe("a"), recipe("a/2", varies="a"), is_asked=True, clock=lambda: 2.0)
+    assert titles(found.explore()) == ["a/2"]
+
+
+def test_nothing_but_the_baseline_is_tried_when_the_time_is_over() -> None:
+    found = search(table := Table({"a": (0.5, 300, 20.0)}), recipe("a"), clock=lambda: 2.0)
+    assert found.explore() == ()
+    assert table.tried == ["float32"]
+    assert found.untried() == {"a": "the search time was over"}
+
+
+def test_knob_is_kept_where_it_gains_and_dropped_where_it_does_not() -> None:
+    table = Table(
+        {
+            "a": (0.5, 300, 20.0),
+            "a (corrected)": (0.5, 300, 24.0),
+            "a (corrected, reconstructed)": (0.5, 300, 24.1),
+            "a (wide, corrected)": (0.45, 300, 23.9),
+        }
+    )
+    knobs = frozenset({Knob.CORRECTED, Knob.RECONSTRUCTED, Knob.WIDE})
+    found = search(table, recipe("a", knobs=knobs))
+    assert titles(found.explore())[0] == "a (wide, corrected)"
+    assert "a (wide, corrected, reconstructed)" not in table.tried
+
+
+def test_finalists_are_those_that_no_other_beats_in_time_size_and_noise() -> None:
+    table = Table(
+        {
+            "fast": (0.3, 300, 10.0),
+            "exact": (0.5, 300, 40.0),
+            "small": (0.6, 100, 20.0),
+            "beaten": (0.55, 310, 30.0),
+            "pointless": (1.2, 1100, 90.0),
+            "noise": (0.2, 200, -5.0),
+        }
+    )
+    found = search(table, *(recipe(name) for name in table.figures if name != "float32"))
+    assert titles(found.explore()) == ["fast", "exact", "small"]
+    assert titles(found.trials)[0] == "float32"
+
+
+def test_by_size_the_smallest_comes_first() -> None:
+    table = Table({"fast": (0.3, 300, 30.0), "small": (0.6, 100, 20.0)})
+    found = search(table, recipe("fast"), recipe("small"), objective=Objective.SIZE)
+    assert titles(found.explore()) == ["small", "fast"]
+
+
+def test_relief_spares_the_noisiest_and_doubles_what_it_spares() -> None:
+    table = Table(
+        {
+            "a": (0.5, 300, 20.0),
+            "a (1 spared)": (0.52, 330, 22.0),
+            "a (2 spared)": (0.55, 360, 25.0),
+            "a (4 spared)": (0.6, 400, 30.0),
+        }
+    )
+    found = search(table, recipe("a", knobs=frozenset({Knob.SPARED})))
+    found.nodes = ("n1", "n2", "n3", "n4", "n5", "n6")
+    trial: Trial | None = found.explore()[0]
+    spared = []
+    while trial is not None and trial.failure is None:
+        spared.append(trial.variant.tuning.spared)
+        trial = found.relieve(trial)
+    assert spared == [(), ("n1",), ("n1", "n2"), ("n1", "n2", "n3", "n4")]
+
+
+def test_nothing_is_relieved_that_cannot_spare() -> None:
+    found = search(Table({"a": (0.5, 300, 20.0)}), recipe("a"))
+    found.nodes = ("n1", "n2", "n3")
+    assert found.relieve(found.explore()[0]) is None
