@@ -1,39 +1,20 @@
-"""Broken ONNX models: a corpus that is the same each time, and what a build must make of each.
-
-Run as a program (`scripts/fuzz`) it builds all of them with the real command, in children of its
-own, and prints how each kind ended. Invariant of a build that `trouble` checks: it ends within 60 s
-with exit code 0 or 1, says one sentence where it refuses, and writes nothing but bundles into the
-output directory.
-"""
+"""Broken ONNX models: a corpus that is the same each time, to build with `broken_builds`."""
 
 from __future__ import annotations
 
-import argparse
-import collections
 import contextlib
-import hashlib
-import importlib
 import itertools
-import os
 import random
-import shutil
-import signal
-import struct
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from small_models import SMALL_MODELS
 
-__all__ = ["KINDS", "Sandbox", "mutants"]
+__all__ = ["KINDS", "Mutant", "mutants"]
 
-SECONDS = 60
 INT64_MAX = 2**63 - 1
 _HUGE = (2**31 - 1, 2**31, 2**40, INT64_MAX)
 
@@ -426,142 +407,3 @@ def _bases() -> dict[str, tuple[bytes, bytes]]:
             weight.external_data.add(key=key, value=str(value))
     bases["external"] = (model.SerializeToString(), bytes(data))
     return bases
-
-
-@dataclass(frozen=True)
-class Sandbox:
-    """A directory for one build: what is in it afterwards tells what the build wrote."""
-
-    root: Path
-    dry_run: bool = False
-
-    def put(self, mutant: Mutant) -> None:
-        (self.root / "source").mkdir()
-        (self.root / "tmp").mkdir()
-        (self.root / "outside.bin").write_bytes(struct.pack("<1024f", *range(1024)))
-        (self.root / "source" / "link.bin").symlink_to("../outside.bin")
-        os.mkfifo(self.root / "source" / "pipe")
-        self.model.write_bytes(mutant.model)
-        if mutant.data:
-            (self.root / "source" / "weights.bin").write_bytes(mutant.data)
-
-    @property
-    def model(self) -> Path:
-        return self.root / "source" / "m.onnx"
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What follows `edgekit`."""
-        return (
-            "build", str(self.model), "--profile", "demo-small", "--name", "m", "--version", "1.0",
-            "--recipe", "float32-optimized", "--search-time", "1", "-o", str(self.root / "out"),
-            *(("--dry-run",) if self.dry_run else ()),
-        )  # fmt: skip
-
-    def trouble(self, mutant: Mutant, code: int, said: str, seconds: float) -> str | None:
-        """What the build did that it must not."""
-        lines = said.strip().splitlines()
-        last = lines[-1] if lines else ""
-        out = self.root / "out"
-        written = sorted(p.name for p in out.iterdir()) if out.exists() else []
-        kept = {"m.onnx": mutant.model} | ({"weights.bin": mutant.data} if mutant.data else {})
-        found = {
-            "took too long": seconds > SECONDS,
-            f"ended with {code}": code not in (0, 1),
-            "traceback": "Traceback" in said,
-            "no sentence": code == 1 and not (last.endswith(".") and 10 < len(last) < 800),
-            "bundle of a refused model": code == 1 and bool(written),
-            "wrote other files": code == 0
-            and written != ([] if self.dry_run else ["m-1.0-demo-small.ekb"]),
-            "left scratch files": any((self.root / "tmp").iterdir()),
-            "wrote outside": {p.name for p in self.root.iterdir()}
-            - {"source", "tmp", "outside.bin", "out", "said"}
-            != set(),
-            "wrote beside the model": {p.name for p in (self.root / "source").iterdir()}
-            != {"link.bin", "pipe", *kept},
-            "changed the model": any(
-                (self.root / "source" / name).read_bytes() != data for name, data in kept.items()
-            ),
-        }
-        return next((what for what, is_so in found.items() if is_so), None)
-
-
-# As a program
-
-
-def _run(sandbox: Sandbox) -> tuple[int, str, float]:
-    """The command in a fork: exit code (minus the signal), what it said, and how long it took."""
-    began = time.monotonic()
-    said = sandbox.root / "said"
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            os.setsid()
-            stream = os.open(said, os.O_WRONLY | os.O_CREAT)
-            os.dup2(stream, 1)
-            os.dup2(stream, 2)
-            os.environ["TMPDIR"] = tempfile.tempdir = str(sandbox.root / "tmp")
-            sys.argv = ["edgekit", *sandbox.words]
-            from edgekit.cli import main
-
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 98
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    while time.monotonic() - began < SECONDS + 5:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        time.sleep(0.01)
-    else:
-        os.killpg(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-    text = said.read_text(errors="replace")
-    return os.waitstatus_to_exitcode(status), text, time.monotonic() - began
-
-
-def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=500)
-    parser.add_argument("--first", type=int, default=0, help="number of the first mutant to build")
-    parser.add_argument("--verbose", action="store_true", help="print what each build said")
-    asked = parser.parse_args()
-    importlib.import_module("edgekit.build.builder")  # once, and not in every fork
-
-    ends: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    bad, slowest = 0, 0.0
-    digest = hashlib.sha256()
-    for index, mutant in enumerate(mutants(asked.count)):
-        digest.update(mutant.model + mutant.data)
-        if index < asked.first:
-            continue
-        with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as directory:
-            sandbox = Sandbox(Path(directory))
-            sandbox.put(mutant)
-            code, said, seconds = _run(sandbox)
-            trouble = sandbox.trouble(mutant, code, said, seconds)
-            slowest = max(slowest, seconds)
-            ends[mutant.kind][trouble or ("built" if code == 0 else "refused")] += 1
-            last = (said.strip().splitlines() or [""])[-1]
-            if trouble:
-                bad += 1
-                kept = Path(tempfile.gettempdir()) / f"edgekit-mutant-{index}"
-                shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(sandbox.root / "source", kept, symlinks=True,
-                                ignore=shutil.ignore_patterns("pipe"))  # fmt: skip
-                print(f"{mutant.name}: {trouble} ({seconds:.0f} s), kept in {kept}\n{said[-2000:]}")
-            elif asked.verbose:
-                print(f"{mutant.name}: {seconds:.1f} s: {last}", flush=True)
-    for kind, counts in ends.items():
-        print(f"{kind:28} " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
-    print(f"corpus {digest.hexdigest()[:12]}, slowest {slowest:.1f} s, {bad} in trouble")
-    return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,32 +16,12 @@ import pytest
 from build_requests import DIGITS, request
 from onnx import TensorProto, helper, numpy_helper
 from parts import need_command
+from refusals import MODEL, file, npz, refusal
 from small_models import write_small
 
 import edgekit_profiles
 from edgekit.build import build
-from edgekit_contract.errors import EdgekitError, Misused, Refused
-
-MODEL = DIGITS / "digits.onnx"
-
-
-def refusal(tmp_path: Path, kind: type[EdgekitError] = Refused, **changes: object) -> str:
-    """The sentence of a build that must fail; the output directory must stay empty."""
-    out = tmp_path / "out"
-    values = {"model": MODEL, "recipes": ("float32",)} | changes
-    with pytest.raises(kind) as caught:
-        build(request(values.pop("model"), out, **values))  # type: ignore[arg-type]
-    assert not out.exists() or list(out.iterdir()) == []
-    text = str(caught.value)
-    assert text.endswith(".") and "\n" not in text and len(text) < 700
-    print(text)
-    assert "/tmp/edgekit-" not in text
-    return text
-
-
-def file(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
+from edgekit_contract.errors import Misused
 
 
 @pytest.mark.parametrize(
@@ -125,25 +103,19 @@ def test_external_data_that_leave_the_models_directory_are_refused(
     assert location in refusal(tmp_path, model=path)
 
 
-def _npz(path: Path, **arrays: np.ndarray) -> str:
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)
-    return str(path)
-
-
 IMAGE = np.zeros((3, 1, 28, 28), np.float32)
 BAD_DATA: dict[str, tuple[Callable[[Path], str], str]] = {
-    "nan": (lambda p: _npz(p / "d.npz", image=np.full_like(IMAGE, np.nan)), "NaN"),
-    "infinity": (lambda p: _npz(p / "d.npz", image=np.full_like(IMAGE, np.inf)), "infinity"),
-    "shape": (lambda p: _npz(p / "d.npz", image=IMAGE[:, :, :20]), "[1, 20, 28]"),
-    "rank": (lambda p: _npz(p / "d.npz", image=IMAGE[:, 0]), "[28, 28]"),
-    "name": (lambda p: _npz(p / "d.npz", picture=IMAGE), "'image'"),
-    "dtype": (lambda p: _npz(p / "d.npz", image=IMAGE.astype("S1")), "float32"),
-    "lengths": (lambda p: _npz(p / "d.npz", image=IMAGE, labels=np.zeros(2, int)), "lengths"),
-    "no rows": (lambda p: _npz(p / "d.npz", image=IMAGE[:0]), "no sample"),
-    "no arrays": (lambda p: _npz(p / "d.npz"), "no array"),
+    "nan": (lambda p: npz(p / "d.npz", image=np.full_like(IMAGE, np.nan)), "NaN"),
+    "infinity": (lambda p: npz(p / "d.npz", image=np.full_like(IMAGE, np.inf)), "infinity"),
+    "shape": (lambda p: npz(p / "d.npz", image=IMAGE[:, :, :20]), "[1, 20, 28]"),
+    "rank": (lambda p: npz(p / "d.npz", image=IMAGE[:, 0]), "[28, 28]"),
+    "name": (lambda p: npz(p / "d.npz", picture=IMAGE), "'image'"),
+    "dtype": (lambda p: npz(p / "d.npz", image=IMAGE.astype("S1")), "float32"),
+    "lengths": (lambda p: npz(p / "d.npz", image=IMAGE, labels=np.zeros(2, int)), "lengths"),
+    "no rows": (lambda p: npz(p / "d.npz", image=IMAGE[:0]), "no sample"),
+    "no arrays": (lambda p: npz(p / "d.npz"), "no array"),
     "fortran": (
-        lambda p: _npz(p / "d.npz", image=np.asfortranarray(np.ones((3, 1, 28, 28), np.float32))),
+        lambda p: npz(p / "d.npz", image=np.asfortranarray(np.ones((3, 1, 28, 28), np.float32))),
         "Fortran",
     ),
     "no archive": (lambda p: str(file(p / "d.npz", b"no zip")), "cannot be read"),
@@ -165,18 +137,18 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, case: str) -> None:
 def test_nan_late_in_the_calibration_data_is_refused_with_its_sample(tmp_path: Path) -> None:
     images = np.zeros((40, 1, 28, 28), np.float32)
     images[33, 0, 5, 5] = np.nan
-    data = _npz(tmp_path / "d.npz", image=images)
+    data = npz(tmp_path / "d.npz", image=images)
     text = refusal(tmp_path, calibration=data, recipes=("int8-static/*",))
     assert "sample 33" in text
 
 
 def test_label_outside_the_classes_is_refused(tmp_path: Path) -> None:
-    data = _npz(tmp_path / "d.npz", image=IMAGE, labels=np.array([1, 2, 10]))
+    data = npz(tmp_path / "d.npz", image=IMAGE, labels=np.array([1, 2, 10]))
     assert "label 10" in refusal(tmp_path, validation=data)
 
 
 def test_top1_without_labels_is_refused(tmp_path: Path) -> None:
-    data = _npz(tmp_path / "d.npz", image=IMAGE)
+    data = npz(tmp_path / "d.npz", image=IMAGE)
     assert "labels" in refusal(tmp_path, validation=data, metric="top1")
 
 
@@ -366,7 +338,7 @@ def test_sample_on_which_the_model_itself_fails_is_named(tmp_path: Path) -> None
     model = write_small("integer_inputs", tmp_path)
     ids = np.zeros((6, 4), np.int64)
     ids[4, 2] = 99
-    data = _npz(tmp_path / "d.npz", ids=ids)
+    data = npz(tmp_path / "d.npz", ids=ids)
     assert "sample 4" in refusal(tmp_path, model=model, name="m", validation=data)
     text = refusal(tmp_path, model=model, name="m", calibration=data, recipes=("int8-static/*",))
     assert "sample 4" in text
@@ -381,121 +353,6 @@ def test_weights_may_not_hide_past_the_end_of_their_file(tmp_path: Path) -> None
     with (tmp_path / "weights.bin").open("r+b") as stream:
         stream.truncate(20)
     assert "cut short" in refusal(tmp_path, model=path)
-
-
-def _feeder(directory: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> str:
-    """A callable of the user's: `body` is a generator's, which knows `calls`, `image` and `np`."""
-    (directory / "feeder_of_user.py").write_text(
-        "import numpy as np\n"
-        "calls = []\n"
-        "image = np.random.default_rng(0).random((1, 28, 28)).astype(np.float32)\n"
-        "def samples():\n"
-        "    calls.append(1)\n" + textwrap.indent(textwrap.dedent(body), "    ")
-    )
-    monkeypatch.syspath_prepend(str(directory))
-    monkeypatch.delitem(sys.modules, "feeder_of_user", raising=False)
-    return "feeder_of_user:samples"
-
-
-FEEDERS: dict[str, tuple[str, str]] = {
-    "throws late": (
-        "for _ in range(20): yield {'image': image}\nraise KeyError('camera')",
-        "KeyError at sample 20",
-    ),
-    "gives NaN late": (
-        "for i in range(20): yield {'image': image * (np.nan if i == 12 else 1)}",
-        "sample 12 has NaN",
-    ),
-    "changes its type": (
-        "for i in range(20): yield {'image': image if i < 7 else np.array(['x'])}",
-        "sample 7 is <U1",
-    ),
-    "changes its rank": (
-        "for i in range(20): yield {'image': image if i < 7 else image[0]}",
-        "sample 7 has shape [28, 28]",
-    ),
-    "forgets the input": (
-        "for i in range(20): yield {'image': image} if i < 7 else {'picture': image}",
-        "sample 7 has no array for the input 'image'",
-    ),
-    "gives no mapping": ("yield image", "gave a ndarray at sample 0"),
-    "ends at once": ("return\nyield", "holds no sample"),
-    "has nothing left the second time": (
-        "for _ in range(20 if len(calls) == 1 else 0): yield {'image': image}",
-        "no sample",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FEEDERS)
-def test_callable_that_misbehaves_is_refused_with_its_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    body, said = FEEDERS[case]
-    data = _feeder(tmp_path, monkeypatch, body)
-    text = refusal(tmp_path, calibration=data, recipes=("int8-static/per-tensor/*/minmax",))
-    assert said in text and data in text
-
-
-def test_callable_that_gives_fewer_samples_every_time_is_no_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What uses up its data as it gives them: each pass sees less."""
-    data = _feeder(
-        tmp_path, monkeypatch, "for _ in range(30 // len(calls)): yield {'image': image}"
-    )
-    with contextlib.suppress(Refused):
-        build(
-            request(
-                MODEL,
-                tmp_path / "out",
-                validation=data,
-                recipes=("float32-optimized",),
-                search_time_s=0.5,
-            )
-        )
-
-
-def _spoiled(directory: Path, *, wholly: bool) -> Path:
-    """Square roots of what is negative, too: of everything, or of part."""
-    value = helper.make_tensor_value_info
-    shift = numpy_helper.from_array(np.full(4, -1e6 if wholly else 0, np.float32), "shift")
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "shift"], ["s"]), helper.make_node("Sqrt", ["s"], ["root"])],
-        "g",
-        [value("x", TensorProto.FLOAT, ["n", 4])],
-        [value("root", TensorProto.FLOAT, ["n", 4])],
-        [shift],
-    )
-    sets = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), directory / "m.onnx")
-    return directory / "m.onnx"
-
-
-@pytest.mark.parametrize("has_data", [True, False])
-def test_model_that_gives_nothing_but_nan_is_refused(tmp_path: Path, has_data: bool) -> None:
-    data = _npz(tmp_path / "d.npz", x=np.ones((6, 4), np.float32))
-    changes = {"validation": data} if has_data else {}
-    text = refusal(tmp_path, model=_spoiled(tmp_path, wholly=True), **changes)
-    assert "nothing but NaN" in text and "'root'" in text
-    assert ("--validation" in text) is not has_data
-
-
-def test_model_that_gives_nan_here_and_there_is_built_and_it_is_said(tmp_path: Path) -> None:
-    rows = np.abs(np.random.default_rng(0).standard_normal((12, 4))).astype(np.float32)
-    rows[2, 1] = -1
-    done = build(
-        request(
-            _spoiled(tmp_path, wholly=False),
-            tmp_path / "out",
-            validation=_npz(tmp_path / "d.npz", x=rows),
-            recipes=("float32-optimized",),
-            search_time_s=0.5,
-        )
-    )
-    (built,) = done.built
-    said = [remark for remark in built.report.remarks if "NaN" in remark]
-    assert len(said) == 1 and "sample 2" in said[0] and "'root'" in said[0]
 
 
 def test_neither_the_model_nor_its_data_are_touched(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from broken_builds import Sandbox
 from command_line import edgekit
-from mutants import KINDS, Mutant, Sandbox, mutants
+from mutants import KINDS, Mutant, mutants
 
 ROUNDS = 2
 CORPUS = list(mutants(ROUNDS * len(KINDS)))
