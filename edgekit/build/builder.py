@@ -230,6 +230,7 @@ class _Build:
             self._kitchen,
             bench.screen(threads),
             objective=self._request.objective,
+            max_drop=self._request.max_drop,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
             deadline=time.monotonic() + left_s / to_come,

@@ -7,7 +7,7 @@ wrong with one is its reason for losing, never the build's. Nothing is made twic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -108,12 +108,10 @@ class Kitchen:
             self._made[key] = self._make(recipe, tuning)
         return self._made[key]
 
-    def make_all(self, recipes: Iterable[Recipe], advance: Callable[[int], None]) -> None:
+    def make_all(self, recipes: Iterable[Recipe]) -> None:
         """Make several at a time, so that `make` has them."""
-        missing = [recipe for recipe in recipes if (recipe.id, UNTUNED) not in self._made]
         with ThreadPoolExecutor(_MAKERS) as pool:
-            for _ in pool.map(self.make, missing):
-                advance(1)
+            list(pool.map(self.make, recipes))
 
     def base(self, base: Base) -> tuple[Path, Calibration] | None:
         """The float model to start from, and its ranges; None where rewriting it does not help."""

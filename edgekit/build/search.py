@@ -35,6 +35,7 @@ from edgekit_converters.sensitivity import NodeNoise, measure_noise
 
 __all__ = ["Search"]
 
+_MADE_TOGETHER: Final = 2
 _PARENTS: Final = 2
 """Recipes whose variations are tried."""
 _CLOSER_DB: Final = 0.3
@@ -46,6 +47,10 @@ _ENDS: Final = (1, 2, 3, 4, 6)
 _HOPELESS_DB: Final = 0.0
 """As much noise as signal: no tuning mends that."""
 _NOISE_SAMPLES: Final = 16
+_OUT_OF_REACH: Final = 1.15
+"""Tuning makes hardly anything faster or smaller by more."""
+_LEAST_DROP: Final = 0.01
+"""Where none is allowed."""
 _FINALISTS: Final = 6
 _EQUAL_SIZE: Final = 0.01
 
@@ -63,6 +68,7 @@ class Search:
         screen: Screen,
         *,
         objective: Objective,
+        max_drop: float,
         on_target: bool,
         is_asked: bool,
         deadline: float,
@@ -71,7 +77,7 @@ class Search:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
-        self._is_asked = is_asked
+        self._is_asked, self._max_drop = is_asked, max_drop
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
         self._by_size = objective is Objective.SIZE or not on_target
         self._by_accuracy = objective is Objective.ACCURACY
@@ -113,6 +119,7 @@ class Search:
     def _explore(self) -> None:
         self._try(self._recipes[0])
         if self._is_asked:
+            self._kitchen.make_all(self._recipes)
             for recipe in self._recipes[1:]:
                 self._try(recipe)
         else:
@@ -122,9 +129,12 @@ class Search:
         tuned: set[str] = set()
         for trial in self._best(self._trials.values()):
             family = trial.variant.recipe.id.partition("/")[0]
-            if trial.variant.recipe.knobs and family not in tuned and not self._is_over():
-                tuned.add(family)
-                self._tune(trial)
+            if family in tuned or not trial.variant.recipe.knobs:
+                continue
+            if self._is_over() or (tuned and self._is_behind(trial)):
+                break
+            tuned.add(family)
+            self._tune(trial)
 
     def relieve(self, trial: Trial) -> Trial | None:
         """A variation of `trial` with more of the nodes spared that quantization hurts most.
@@ -167,8 +177,11 @@ class Search:
         return self._clock() >= self._deadline
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
-        for recipe in recipes:
-            if not self._is_over():
+        pending = list(recipes)
+        while pending and not self._is_over():
+            batch, pending = pending[:_MADE_TOGETHER], pending[_MADE_TOGETHER:]
+            self._kitchen.make_all(batch)
+            for recipe in batch:
                 self._try(recipe)
 
     def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Trial:
@@ -179,12 +192,31 @@ class Search:
         return trial
 
     def key(self, trial: Trial) -> tuple[float, ...]:
-        """Less is better: by the objective first, as if accuracy could be mended."""
+        """Less is better: by the objective first, less what mending the accuracy may cost of it."""
         if self._by_accuracy:
             return (-round(trial.closeness_db), trial.ratio, float(trial.size_bytes))
+        baseline = self.trials[0]
+        mending = self._mending(trial)
+        ratio = trial.ratio + (1 - trial.ratio) * mending
+        size = trial.size_bytes + (baseline.size_bytes - trial.size_bytes) * mending
         if self._by_size:
-            return (float(trial.size_bytes), -trial.closeness_db, trial.ratio)
-        return (trial.ratio, float(trial.size_bytes), -trial.closeness_db)
+            return (size, -trial.closeness_db, ratio)
+        return (ratio, size, -trial.closeness_db)
+
+    def _is_behind(self, trial: Trial) -> bool:
+        """Whether the best is so far ahead that tuning will not make this one it."""
+        if self._by_accuracy:
+            return False
+        best = self._best(self._trials.values())[0]
+        return self.key(trial)[0] > _OUT_OF_REACH * self.key(best)[0]
+
+    def _mending(self, trial: Trial) -> float:
+        """What part of a trial's gain its accuracy will cost: all, at ten times what is allowed."""
+        score, truth = trial.accuracy.score, self.trials[0].accuracy.score
+        if score is None or truth is None:
+            return 0.0
+        excess = truth.value - score.value - self._max_drop
+        return min(1.0, max(0.0, excess / max(9 * self._max_drop, _LEAST_DROP)))
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those that gain something over the baseline and are not beyond repair, best first."""

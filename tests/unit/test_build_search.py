@@ -6,14 +6,14 @@ seen by themselves; tests/e2e has them with real models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.progress import Silent
-from edgekit.build.report import Latency
+from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit.build.search import Search
@@ -42,11 +42,15 @@ class Table:
 
     def __init__(self, figures: Mapping[str, Figures]) -> None:
         self.figures = {"float32": (1.0, 1000, 200.0), **figures}
+        self.scores: dict[str, float] = {}
         self.tried: list[str] = []
         self.normalized = Path("unused.onnx")
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
         return Variant(recipe=recipe, tuning=tuning, path=Path("unused.onnx"))
+
+    def make_all(self, recipes: Iterable[Recipe]) -> None:
+        pass
 
     def trial(self, variant: Variant) -> Trial:
         if variant.title not in self.tried:
@@ -57,7 +61,10 @@ class Table:
         ratio, size, closeness = found
         return Trial(
             variant=variant,
-            accuracy=Accuracy(closeness_db=closeness),
+            accuracy=Accuracy(
+                closeness_db=closeness,
+                score=Score(value=self.scores.get(variant.title, 1.0), rows=100),
+            ),
             latency=Latency(median_ms=ratio, ratio=ratio, low=ratio, high=ratio, rounds=15),
             size_bytes=size,
         )
@@ -85,7 +92,12 @@ def search(
     clock: Callable[[], float] = lambda: 0.0,
     **changes: Any,
 ) -> Hasty:
-    values: dict[str, Any] = {"on_target": True, "is_asked": False, "deadline": 1.0}
+    values: dict[str, Any] = {
+        "max_drop": 0.01,
+        "on_target": True,
+        "is_asked": False,
+        "deadline": 1.0,
+    }
     return Hasty(
         (recipe("float32"), *recipes),
         cast(Kitchen, table),
@@ -185,3 +197,10 @@ def test_nothing_is_relieved_that_cannot_spare() -> None:
     found = search(Table({"a": (0.5, 300, 20.0)}), recipe("a"))
     found.nodes = ("n1", "n2", "n3")
     assert found.relieve(found.explore()[0]) is None
+
+
+def test_what_loses_ten_times_the_allowed_accuracy_is_tried_last() -> None:
+    table = Table({"fast": (0.3, 300, 8.0), "right": (0.5, 300, 30.0), "mended": (0.4, 300, 20.0)})
+    table.scores = {"fast": 0.85, "mended": 0.985}
+    found = search(table, *(recipe(name) for name in ("fast", "right", "mended")))
+    assert titles(found.explore()) == ["mended", "right", "fast"]
