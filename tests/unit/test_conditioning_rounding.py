@@ -109,8 +109,8 @@ def test_no_output_is_worse_than_with_nearest_on_the_calibration_rows(
         change = layer.matrix(constants_of(of)["w"]) - want
         return np.einsum("god,gde,goe->go", change, gram, change)
 
-    damping = 0.02 * np.trace(gram, axis1=1, axis2=2).max() * np.max(want**2) / grid.levels**2
-    assert (loss(rounded) <= loss(_nearest(model, grid)) + damping).all()
+    limit = loss(_nearest(model, grid))
+    assert (loss(rounded) <= limit + 1e-6 * limit.max()).all()
 
 
 @pytest.mark.parametrize("levels", [FULL_LEVELS, REDUCED_LEVELS])
@@ -198,6 +198,8 @@ def test_biases_take_the_mean_error_of_each_channel_back(
     else:
         done = correct_biases(conditioned, moments, nodes=names, grid=grid)
     assert done == names
+    read = {name for node in conditioned.graph.node for name in node.input}
+    assert constants_of(conditioned).keys() <= read  # nothing is left behind
     errors = _errors(_nearest(conditioned, grid), model, inputs)
     channel = 2 if case.startswith(("conv", "transposed")) else errors.ndim - 1
     means = np.moveaxis(errors, channel, 0).reshape(errors.shape[channel], -1).mean(axis=1)

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgekit_converters import graph
 from edgekit_converters.conditioning.grid import Grid
-from edgekit_converters.conditioning.layers import Layer, constant, layers, uses
+from edgekit_converters.conditioning.layers import Layer, constant, layers, replace, uses
 from edgekit_converters.conditioning.moments import Moments
 
 __all__ = ["BiasSlot", "bias_slot", "correct_biases"]
@@ -39,14 +39,17 @@ class BiasSlot:
 
     def absorb(self, change: np.ndarray) -> None:
         """Add `change` [output] to what the layer gives."""
-        own = self.model.graph.initializer.add()
+        values = (self.values + self.factor * change).astype(np.float32)
+        held = graph.initializers(self.model.graph)
+        old = self.node.input[self.at] if len(self.node.input) > self.at else ""
+        if old and uses(self.model)[old] == 1:
+            replace(held[old], values)
+            return
         name = f"{self.node.name}/bias"
-        taken = {tensor.name for tensor in self.model.graph.initializer}
-        taken |= {output for node in self.model.graph.node for output in node.output}
+        taken = {*held, *(output for node in self.model.graph.node for output in node.output)}
         while name in taken:
             name += "'"
-        values = (self.values + self.factor * change).astype(np.float32)
-        own.CopyFrom(numpy_helper.from_array(values, name))
+        self.model.graph.initializer.append(numpy_helper.from_array(values, name))
         while len(self.node.input) <= self.at:
             self.node.input.append("")
         self.node.input[self.at] = name

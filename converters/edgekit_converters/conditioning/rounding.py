@@ -72,10 +72,14 @@ def reconstruct(
 def _rounded(matrix: np.ndarray, grid: Grid, hessian: np.ndarray) -> np.ndarray:
     steps = grid.steps(matrix)
     damped = _damped(hessian)
+    nearest = np.rint(matrix / steps)
     whole = np.empty_like(matrix)
     for start in range(0, matrix.shape[1], _OUTPUTS_AT_ONCE):
         part = slice(start, start + _OUTPUTS_AT_ONCE)
-        whole[:, part] = _descended(matrix[:, part], steps[:, part], damped, grid.levels)
+        wanted, step, near = matrix[:, part], steps[:, part], nearest[:, part]
+        codes = _descended(near, wanted, step, hessian=damped, levels=grid.levels)
+        loss, limit = (_loss(c * step - wanted, hessian) for c in (codes, near))
+        whole[:, part] = np.where((loss < limit)[..., None], codes, near) * step
     return whole
 
 
@@ -87,11 +91,15 @@ def _damped(hessian: np.ndarray) -> np.ndarray:
 
 
 def _descended(
-    matrix: np.ndarray, steps: np.ndarray, hessian: np.ndarray, levels: int
+    nearest: np.ndarray,
+    matrix: np.ndarray,
+    steps: np.ndarray,
+    *,
+    hessian: np.ndarray,
+    levels: int,
 ) -> np.ndarray:
-    """[group, output, width] on the grid: no row's quadratic form is above that of nearest."""
-    nearest = np.rint(matrix / steps)
-    codes = nearest.copy()
+    """Codes [group, output, width] of a lower quadratic form than `nearest`."""
+    codes: np.ndarray = nearest.copy()
     curvature = np.einsum("gdd->gd", hessian)
     # the largest weight stays, for it tells the conversion the step
     fixed = (np.abs(nearest) >= levels) | (curvature <= 0)[:, None, :]
@@ -99,9 +107,7 @@ def _descended(
         slope = np.matmul(codes * steps - matrix, hessian)
         if not _sweep(codes, slope, steps=steps, hessian=hessian, fixed=fixed, levels=levels):
             break
-    better = _loss(codes * steps - matrix, hessian) < _loss(nearest * steps - matrix, hessian)
-    chosen: np.ndarray = np.where(better[..., None], codes, nearest) * steps
-    return chosen
+    return codes
 
 
 def _sweep(
