@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +56,8 @@ _INTERNAL: Final = re.compile(
     r"|/\S+/(?=[\w.]+)"
 )
 """What is of no use to the reader: error codes, the runtime's own sources, scratch files."""
+_MORE_TRIALS_S: Final = 2.0
+"""After this long no further trial begins: each costs its time again at every step to prove."""
 _ABSOLUTE: Final = 1e-4
 _RELATIVE: Final = 1e-3
 """What reordered float32 sums may differ by, of the output's greatest element and of each."""
@@ -132,7 +135,10 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
         raise Refused(f"inference failed: {_plain(error.detail)}.") from error
     repeats = same_outputs(session.run(tensors[0]), reference) is None
     results = [(tensors[0], reference)]
+    ends = time.monotonic() + _MORE_TRIALS_S
     for more in (*tensors[1:], *_pairs(session.inputs, tensors)):
+        if time.monotonic() > ends:
+            break
         with contextlib.suppress(InputRejected, InferenceFailed):
             results.append((more, session.run(more)))
     trials = []
