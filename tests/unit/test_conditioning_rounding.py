@@ -131,6 +131,17 @@ def test_steps_are_those_of_the_converter(levels: int) -> None:
         np.testing.assert_allclose(codes * np.float64(step), rounded[row], rtol=1e-6)
 
 
+def test_the_largest_weight_stays_though_moving_it_would_mend_the_sum() -> None:
+    model = one_layer("MatMul", (3, 1))
+    replace(model.graph.initializer[0], np.array([[7.0], [-0.45], [-0.45]]))
+    # three inputs that are nearly the same
+    moments = Moments(
+        gram=np.full((1, 3, 3), 0.99) + 0.01 * np.eye(3), mean=np.zeros((1, 3)), rows=9
+    )
+    reconstruct(model, {"to y": moments}, nodes=["to y"], grid=GRIDS["coarse"])
+    assert sorted(constants_of(model)["w"].ravel()) == [-1, 0, 7]
+
+
 def test_a_layer_that_saw_nothing_but_zeros_is_rounded_to_nearest(tmp_path: Path) -> None:
     model, grid = one_layer("MatMul", (8, 4)), GRIDS["per channel"]
     rounded = _copy(model)
