@@ -1,4 +1,4 @@
-"""Equalization and smoothing: the same function, with channels that one scale can serve."""
+"""Equalization: the same function, with channels that one scale can serve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from onnx import ModelProto, load_model
 from edgekit_converters.conditioning.equalization import equalize, equalize_file
 from edgekit_converters.conditioning.grid import Grid
 from edgekit_converters.conditioning.layers import layers, replace
-from edgekit_converters.conditioning.smoothing import smooth_file
 
 Rewrite = Callable[..., int]
 
@@ -169,52 +168,3 @@ def test_a_silent_channel_stays_as_it_is(tmp_path: Path) -> None:
     assert changed == 2
     _same(model, equalized, feeds)
     assert np.isfinite(constants_of(equalized)["v"]).all()
-
-
-def _transformer(*, residual: bool, written_out: bool = False) -> ModelProto:
-    held = {"g": _uneven(16), "b": _uneven(16), "q": _normal(16, 16),
-            "k": _normal(16, 16).T}  # fmt: skip
-    if written_out:
-        start = [node("Mul", "x g", "m"), node("Add", "m b", "n")]
-    else:
-        start = [node("LayerNormalization", "x g b", "n", axis=-1)]
-    nodes = [
-        *start,
-        node("MatMul", "n q", "s"),
-        node("MatMul", "n k", "t"),
-        node("Mul", "s t", "p"),
-        node("Add", "p n" if residual else "p p", "y"),
-    ]
-    return model_of(nodes, held, rank=3)
-
-
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("written_out", [False, True])
-def test_smoothing_moves_outliers_into_the_weights_that_read_them(
-    residual: bool, written_out: bool, tmp_path: Path
-) -> None:
-    model = _transformer(residual=residual, written_out=written_out)
-    feeds = _feeds(2, 5, 16)
-    changed, smoothed = _rewritten(smooth_file, model, feeds, tmp_path)
-    assert changed == 1
-    _same(model, smoothed, feeds)
-    # a Mul is there only where the normalization cannot take the factors in
-    assert len(smoothed.graph.node) - len(model.graph.node) == int(residual)
-    read = smoothed.graph.node[-3].input[0]
-    probe = ModelProto()
-    probe.CopyFrom(smoothed)
-    probe.graph.output[0].name = read
-    peaks = np.max([np.abs(run(probe, f)).max(axis=(0, 1)) for f in feeds], axis=0)
-    plain = np.max([np.abs(run(_probed(model, "n"), f)).max(axis=(0, 1)) for f in feeds], axis=0)
-    assert peaks.max() / peaks.min() < 0.2 * plain.max() / plain.min()
-
-
-def _probed(model: ModelProto, tensor: str) -> ModelProto:
-    probe = ModelProto()
-    probe.CopyFrom(model)
-    probe.graph.output[0].name = tensor
-    return probe
-
-
-def test_a_model_without_normalizations_is_not_smoothed(tmp_path: Path) -> None:
-    assert _rewritten(smooth_file, _products(), _feeds(5, 6), tmp_path)[0] == 0
