@@ -57,8 +57,8 @@ def normalized(*, residual: bool = False, written_out: bool = False) -> ModelPro
 
 
 def gated() -> ModelProto:
-    """A product of what no constant scales: a node must divide it."""
-    held = {"w": normal(WIDTH, 12)}
+    """A product of what no constant scales, by weights of one size: a node must divide it."""
+    held = {"w": np.sign(normal(WIDTH, 12))}
     return model_of([node("Sigmoid", "x", "s"), node("MatMul", "s w", "y")], held, rank=3)
 
 
