@@ -19,10 +19,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
-from edgekit_converters.conditioning.bias import correct_biases
+from edgekit_converters.conditioning.conditioned import condition
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
-from edgekit_converters.conditioning.moments import read_moments
-from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 from edgekit_converters.selection import (
     FIRST_INPUT_ONLY,
@@ -63,14 +61,27 @@ def quantize_static(
     """Write `source` with QuantizeLinear/DequantizeLinear pairs around its weighted operators.
 
     `reduce_range` keeps weights within 7 bits; `moments` is what the tuning's correction and
-    reconstruction work with. Errors: `Refused` where nothing can be quantized,
-    and whatever onnxruntime raises.
+    reconstruction work with. Errors: `Refused` where nothing can be quantized, and
+    whatever onnxruntime raises.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     model = onnx.load_model(source)
+    if moments is not None and (tuning.reconstructed or tuning.corrected):
+        grid = Grid(
+            per_channel=granularity is Granularity.PER_CHANNEL,
+            levels=REDUCED_LEVELS if reduce_range else FULL_LEVELS,
+        )
+        model = condition(
+            model,
+            moments,
+            grid=grid,
+            reconstructed=tuning.reconstructed,
+            corrected=tuning.corrected,
+            spared=tuning.spared,
+        )
     selection = select_static(model, wide=tuning.wide, spared=tuning.spared)
     found = {
         tensor: ranges[seen]
@@ -80,7 +91,6 @@ def quantize_static(
     nodes = _with_ranges(model, selection.nodes, found)
     if not nodes:
         raise Refused("no node could be quantized.")
-    _condition(model, nodes, tuning, moments, granularity=granularity, reduce_range=reduce_range)
     _unshare_biases(model, nodes)
     model = _typed(model, found)
     kind = {Activations.S8: QuantType.QInt8, Activations.U8: QuantType.QUInt8}[activations]
@@ -102,29 +112,6 @@ def quantize_static(
     quantized = _quietly(quantizer.quantize_model)
     _shield(quantized)
     _save(quantized, out)
-
-
-def _condition(
-    model: ModelProto,
-    nodes: frozenset[str],
-    tuning: Tuning,
-    moments: Path | None,
-    *,
-    granularity: Granularity,
-    reduce_range: bool,
-) -> None:
-    """Round weights and correct biases as the tuning says, ahead of the quantizer's rounding."""
-    if moments is None or not (tuning.reconstructed or tuning.corrected):
-        return
-    seen = read_moments(moments)
-    grid = Grid(
-        per_channel=granularity is Granularity.PER_CHANNEL,
-        levels=REDUCED_LEVELS if reduce_range else FULL_LEVELS,
-    )
-    if tuning.reconstructed:
-        reconstruct(model, seen, nodes=nodes, grid=grid, corrected=tuning.corrected)
-    else:
-        correct_biases(model, seen, nodes=nodes, grid=grid)
 
 
 def _is_usable(found: Range) -> bool:
@@ -241,4 +228,8 @@ def _save(model: ModelProto, out: Path) -> None:
     model.producer_name = model.producer_version = ""
     graph.prune_opsets(model)
     graph.clamp_ir(model)
+    read = graph.read_names(model)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
     onnx.save_model(model, out)

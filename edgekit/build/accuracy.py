@@ -22,6 +22,7 @@ from edgekit.build.samples import Sample
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import external
 from edgekit_runtime.session import Session, SessionOptions, open_session
 
 __all__ = ["Accuracy", "Contestant", "Truths", "groups", "measure_accuracy"]
@@ -322,7 +323,7 @@ def groups(variants: Mapping[str, Path]) -> list[list[str]]:
     grouped: list[list[str]] = []
     used = 0
     for name, path in variants.items():
-        size = path.stat().st_size
+        size = external.size_bytes(path)
         if not grouped or used + size > _GROUP_BYTES:
             grouped.append([])
             used = 0

@@ -32,22 +32,23 @@ from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Search
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
-from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Provenance
 from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.facts import read_facts, weight_bytes
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.recipes.recipe import Recipe
-from edgekit_converters.sources import open_source, sha256_of
+from edgekit_converters.sources import open_source
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions
 
 __all__ = ["BuildResult", "Built", "build"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
-_SEARCH_SHARE: Final = 0.7
-"""Of the search time, for trials; the rest is for full figures."""
+_TRIALS_SHARE: Final = 0.6
+"""Of the search time that is left when calibration is done: until when trials begin."""
+_RELIEF_SHARE: Final = 0.85
+"""The same for reliefs, full figures included; latencies come after."""
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -74,20 +75,22 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 
     Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do.
     """
+    began = time.monotonic()
     watch = Stopwatch(progress or Silent())
     if not request.dry_run:
         check_output(request.output)
     calibration = _open(request.calibration, request)
     validation = _open(request.validation, request)
-    with open_scratch() as scratch:
+    with open_scratch() as scratch, isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
-            source = open_source(request.model, scratch=scratch)
+            source = open_source(request.model, scratch=scratch, run=workshop.run)
             material = gather(
                 source,
                 calibration,
                 validation,
                 normalizes=any(asked_for(r, request.recipes) for r in all_recipes()[1:]),
                 scratch=scratch,
+                run=workshop.run,
             )
         plan = make_plan(
             source.kind,
@@ -102,9 +105,16 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         )
         if request.dry_run:
             return BuildResult(plan=plan, built=())
-        with isolation.Workshop() as workshop:
-            work = _Build(request, plan, material, scratch=scratch, watch=watch, workshop=workshop)
-            return BuildResult(plan=plan, built=work.execute())
+        work = _Build(
+            request,
+            plan,
+            material,
+            scratch=scratch,
+            watch=watch,
+            workshop=workshop,
+            began=began,
+        )
+        return BuildResult(plan=plan, built=work.execute())
 
 
 def _open(name: str | None, request: BuildRequest) -> Data | None:
@@ -123,10 +133,11 @@ class _Build:
         scratch: Path,
         watch: Stopwatch,
         workshop: isolation.Workshop,
+        began: float,
     ) -> None:
         self._request, self._plan, self._material = request, plan, material
         self._scratch, self._watch = scratch, watch
-        self._ends = time.monotonic() + request.search_time_s * _SEARCH_SHARE
+        self._ends = began + request.search_time_s
         self._kitchen = Kitchen(
             material,
             plan.estimators,
@@ -154,8 +165,7 @@ class _Build:
             progress=self._watch,
         )
         decided = [self._decide(plan, bench) for plan in self._plan.profiles]
-        if sha256_of(source.origin) != source.sha256:
-            raise Refused(f"{source.origin} changed while it was built: build again.")
+        source.check_unchanged()
         with self._watch.stage("packing", len(decided)) as advance:
             # all are sealed before one is written: a profile that refuses leaves nothing behind
             sealed = [seal(contents, request.key) for _, contents in decided]
@@ -223,8 +233,8 @@ class _Build:
 
     def _search(self, plan: ProfilePlan, bench: Bench, threads: int, on_target: bool) -> Search:
         profiles = self._plan.profiles
-        left_s = max(0.0, self._ends - time.monotonic())
-        to_come = len(profiles) - profiles.index(plan)
+        now = time.monotonic()
+        slice_s = max(0.0, self._ends - now) / (len(profiles) - profiles.index(plan))
         return Search(
             plan.recipes,
             self._kitchen,
@@ -233,7 +243,7 @@ class _Build:
             max_drop=self._request.max_drop,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
-            deadline=time.monotonic() + left_s / to_come,
+            deadlines=(now + slice_s * _TRIALS_SHARE, now + slice_s * _RELIEF_SHARE),
             progress=self._watch,
             scratch=self._scratch,
         )

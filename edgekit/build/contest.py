@@ -21,6 +21,7 @@ from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
+from edgekit_converters import external
 
 __all__ = ["Contest", "Verdict"]
 
@@ -144,7 +145,7 @@ def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidat
         recipe=variant.recipe.id,
         tuning=variant.tuning,
         outcome=Outcome.LOST,
-        size_bytes=variant.path.stat().st_size,
+        size_bytes=external.size_bytes(variant.path),
         score=accuracy.score,
         closeness_db=accuracy.closeness_db,
         latency=latency,

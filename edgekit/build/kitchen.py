@@ -24,7 +24,7 @@ from edgekit.build.progress import Progress
 from edgekit.build.ranges import Calibration, calibrate
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import isolation
+from edgekit_converters import external, isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments, write_moments
@@ -42,7 +42,7 @@ __all__ = ["Base", "Kitchen", "Variant"]
 _MAKE_TIMEOUT_S: Final = 120.0
 _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
-_MOMENT_SAMPLES: Final = 64
+_MOMENT_SAMPLES: Final = 32
 """Calibration samples that conditioning works with."""
 
 
@@ -158,7 +158,7 @@ class Kitchen:
         return Variant(recipe=recipe, tuning=tuning, path=out)
 
     def _run(self, step: str, target: str, arguments: Mapping[str, Any]) -> Any:
-        size = self.material.source.path.stat().st_size
+        size = external.size_bytes(self.material.source.path)
         bounds = isolation.limits_for(size, timeout_s=_MAKE_TIMEOUT_S)
         return self._workshop.run(step, target, arguments, bounds)
 

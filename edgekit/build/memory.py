@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import isolation
+from edgekit_converters import external, isolation
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions, open_session
 
@@ -33,7 +33,7 @@ def peak_ram_bytes(model: Path, kind: RuntimeKind, *, feeds: Path, threads: int)
         "feeds": str(feeds),
         "threads": threads,
     }
-    bounds = isolation.limits_for(model.stat().st_size)
+    bounds = isolation.limits_for(external.size_bytes(model))
     step = "measuring memory"
     return int(isolation.run(step, "edgekit.build.memory:measure", arguments, bounds))
 

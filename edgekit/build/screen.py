@@ -21,6 +21,7 @@ from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit_contract import limits
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import external
 from edgekit_runtime.session import SessionOptions, Tensors
 
 __all__ = ["Screen", "Trial"]
@@ -127,5 +128,5 @@ class Screen:
             variant=variant,
             accuracy=accuracy,
             latency=latency,
-            size_bytes=variant.path.stat().st_size,
+            size_bytes=external.size_bytes(variant.path),
         )

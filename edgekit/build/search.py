@@ -54,7 +54,9 @@ _LEAST_DROP: Final = 0.01
 _FINALISTS: Final = 6
 _EQUAL_SIZE: Final = 0.01
 
-_QUALITY: Final = (Knob.SMOOTHED, Knob.EQUALIZED, Knob.CORRECTED, Knob.RECONSTRUCTED)
+_QUALITY: Final = (
+    Knob.SMOOTHED, Knob.EQUALIZED, Knob.CORRECTED, Knob.RECONSTRUCTED,
+)  # fmt: skip
 """Knobs that cost no time on the device, in the order in which they build on each other."""
 
 
@@ -71,20 +73,24 @@ class Search:
         max_drop: float,
         on_target: bool,
         is_asked: bool,
-        deadline: float,
+        deadlines: tuple[float, float],
         progress: Progress,
         scratch: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
+        """`deadlines` are for what `explore` and `relieve` begin.
+
+        `is_asked`: the user named the recipes, so each is tried, whatever it takes.
+        """
         self._is_asked, self._max_drop = is_asked, max_drop
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
         self._by_size = objective is Objective.SIZE or not on_target
         self._by_accuracy = objective is Objective.ACCURACY
-        self._deadline, self._clock, self._progress = deadline, clock, progress
+        self._deadlines, self._clock, self._progress = deadlines, clock, progress
         self._advance: Advance = lambda steps: None
         self._scratch = scratch
         self._trials: dict[str, Trial] = {}
+        self._is_explored = False
         self._noise: dict[Base, tuple[NodeNoise, ...]] = {}
 
     @property
@@ -101,6 +107,7 @@ class Search:
         """Search, and give the trials that are worth full figures, the best first."""
         with self._progress.stage("searching", None) as self._advance:
             self._explore()
+        self._is_explored = True
         return self._finalists()
 
     def untried(self) -> dict[str, str]:
@@ -174,7 +181,7 @@ class Search:
         return self._noise[base]
 
     def _is_over(self) -> bool:
-        return self._clock() >= self._deadline
+        return self._clock() >= self._deadlines[self._is_explored]
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
@@ -243,6 +250,8 @@ class Search:
         for knob in _QUALITY:
             if knob in knobs:
                 best = self._better(best, self._turned(best, **{knob.value: True}))
+        if best.variant.tuning is not trial.variant.tuning:
+            best = self._closest_estimator(best)
         if Knob.WIDE in knobs and not self._by_size:
             best = self._better(best, self._turned(best, wide=True))
         if Knob.SPARED in knobs and not self._by_size:
@@ -259,6 +268,16 @@ class Search:
             and other.ratio <= trial.ratio + _FASTER
             and other.size_bytes <= trial.size_bytes * (1 + _EQUAL_SIZE)
         ]
+        return max(able, key=lambda other: other.closeness_db, default=trial)
+
+    def _closest_estimator(self, trial: Trial) -> Trial:
+        """The sibling with the least noise, now that the tuning has taken other errors away."""
+        parent = trial.variant.recipe.varies or trial.variant.recipe.id
+        found = [trial]
+        for recipe in self._recipes:
+            if parent in (recipe.id, recipe.varies) and not self._is_over():
+                found.append(self._try(recipe, trial.variant.tuning))
+        able = [other for other in found if self._better(trial, other) is other]
         return max(able, key=lambda other: other.closeness_db, default=trial)
 
     def _turned(self, trial: Trial, **changed: object) -> Trial | None:

@@ -11,14 +11,18 @@ import pytest
 from parts import need_package
 from tflite_files import relu_file
 
-from edgekit.build.accuracy import MIN_HELD_OUT, measure_accuracy
+from edgekit.build.accuracy import Truths, measure_accuracy
+from edgekit.build.bench import MIN_HELD_OUT, Bench
+from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies, ratio_of
 from edgekit.build.metrics import Metric
+from edgekit.build.progress import Silent
 from edgekit.build.samples import Sample
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import AudioPreprocess, Color, ImagePreprocess, Layout, TensorSpec
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.recipes import find_recipe
 from edgekit_runtime.preprocess import PreprocessRejected, image_tensor, resize_bilinear, windows
 from edgekit_runtime.session import SessionOptions
 
@@ -56,43 +60,74 @@ def ramp(count: int) -> list[Sample]:
     return [Sample(feeds={"x": np.full((1, 2), i, np.float32)}, labels=None) for i in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("count", "held_out"), [(MIN_HELD_OUT - 1, None), (MIN_HELD_OUT, MIN_HELD_OUT // 2)]
-)
-def test_enough_samples_are_split_between_choice_and_report(
-    tmp_path: Path, count: int, held_out: int | None
-) -> None:
-    seen: list[int] = []
-    (tmp_path / "c").write_bytes(b"no model")
-    found = measure_accuracy(
-        {"good": null_model(tmp_path / "a", 1.01), "broken": tmp_path / "c"},
-        baseline=null_model(tmp_path / "b", 1.0),
+def bench(path: Path, count: int | None, samples: int) -> Bench:
+    return Bench(
         kind=RuntimeKind.NULL,
-        options=SessionOptions(),
+        baseline=null_model(path, 1.0),
         metric=Metric(name="r2"),
-        samples=lambda: ramp(count),
-        advance=seen.append,
+        samples=lambda: ramp(samples),
+        count=count,
+        progress=Silent(),
     )
-    good = found["good"]
-    assert good.score is not None and good.samples == count == len(seen)
-    assert (good.held_out.rows if good.held_out else None) == held_out
-    assert found["broken"].failure is not None and "does not load" in found["broken"].failure
 
 
-def test_variant_that_fails_on_a_late_sample_is_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("samples", [MIN_HELD_OUT - 1, MIN_HELD_OUT])
+def test_enough_samples_are_split_between_choice_and_report(
+    tmp_path: Path, samples: int, known: bool
+) -> None:
+    found = bench(tmp_path / "b", samples if known else None, samples)
+    variant = Variant(recipe=find_recipe("float32"), path=null_model(tmp_path / "a", 1.01))
+    seen = found.accuracies([variant])["float32"]
+    held_out = found.held_out([variant])
+    if samples < MIN_HELD_OUT:
+        assert seen.samples == samples and not held_out
+    else:
+        assert seen.samples == held_out["float32"].samples == MIN_HELD_OUT // 2
+        # even samples are the choice's, odd ones the report's
+        assert [s.feeds["x"][0, 0] for s in found.selection()] == list(range(0, samples, 2))
+
+
+def test_baseline_runs_once_over_samples_that_variants_see_again(tmp_path: Path) -> None:
+    truths = Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL)
+    first = [outputs for _, outputs in truths.along(ramp(3))]
+    (tmp_path / "b").unlink()
+    again = [outputs for _, outputs in truths.along(ramp(3))]
+    assert all(a is b for a, b in zip(first, again, strict=True))
+
+
+def test_variant_that_does_not_load_or_fails_on_a_late_sample_is_out(tmp_path: Path) -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
     fragile = tmp_path / "fragile"
     fragile.write_bytes(msgspec.json.encode({"inputs": [spec], "fail_above": 30}))
+    (tmp_path / "broken").write_bytes(b"no model")
+    seen: list[int] = []
     found = measure_accuracy(
-        {"fragile": fragile},
-        baseline=null_model(tmp_path / "b", 1.0),
+        {"fragile": fragile, "broken": tmp_path / "broken"},
         kind=RuntimeKind.NULL,
-        options=SessionOptions(),
         metric=Metric(name="r2"),
         samples=lambda: ramp(50),
+        truths=Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL),
+        advance=seen.append,
+    )
+    assert "above 30" in str(found["fragile"].failure) and len(seen) == 50
+    assert "does not load" in str(found["broken"].failure)
+
+
+def test_closeness_is_the_signal_over_the_noise_of_the_worst_output(tmp_path: Path) -> None:
+    found = measure_accuracy(
+        {"a": null_model(tmp_path / "a", 1.1), "same": null_model(tmp_path / "s", 1.0)},
+        kind=RuntimeKind.NULL,
+        metric=Metric(name="r2"),
+        samples=lambda: ramp(20),
+        truths=Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL),
         advance=lambda steps: None,
     )
-    assert "above 30" in str(found["fragile"].failure)
+    assert found["a"].closeness_db == pytest.approx(20, abs=1e-4)
+    assert found["same"].closeness_db == 200
+    worst = found["a"].errors
+    assert len(worst) == 5 and not found["same"].errors
+    assert worst[0].expected != worst[0].got
 
 
 def test_golden_vectors_without_finite_output_are_refused(tmp_path: Path) -> None:

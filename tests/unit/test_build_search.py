@@ -96,7 +96,7 @@ def search(
         "max_drop": 0.01,
         "on_target": True,
         "is_asked": False,
-        "deadline": 1.0,
+        "deadlines": (1.0, 1.0),
     }
     return Hasty(
         (recipe("float32"), *recipes),
@@ -174,13 +174,22 @@ def test_by_size_the_smallest_comes_first() -> None:
     assert titles(found.explore()) == ["small", "fast"]
 
 
+def spared_title(count: int) -> str:
+    return Tuning(spared=tuple(f"n{i + 1}" for i in range(count))).title_of("a")
+
+
+def test_variants_that_spare_as_many_other_nodes_have_other_titles() -> None:
+    titles = {Tuning(spared=names).title_of("a") for names in (("x",), ("y",), ("x", "y"))}
+    assert len(titles) == 3
+
+
 def test_relief_spares_the_noisiest_and_doubles_what_it_spares() -> None:
     table = Table(
         {
             "a": (0.5, 300, 20.0),
-            "a (1 spared)": (0.52, 330, 22.0),
-            "a (2 spared)": (0.55, 360, 25.0),
-            "a (4 spared)": (0.6, 400, 30.0),
+            spared_title(1): (0.52, 330, 22.0),
+            spared_title(2): (0.55, 360, 25.0),
+            spared_title(4): (0.6, 400, 30.0),
         }
     )
     found = search(table, recipe("a", knobs=frozenset({Knob.SPARED})))

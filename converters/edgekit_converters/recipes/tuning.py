@@ -6,6 +6,7 @@ Invariant: values only. The default tuning is the recipe as its id says.
 from __future__ import annotations
 
 import enum
+import hashlib
 from typing import Final
 
 import msgspec
@@ -22,6 +23,9 @@ class Knob(enum.Enum):
     SMOOTHED = "smoothed"
     CORRECTED = "corrected"
     RECONSTRUCTED = "reconstructed"
+
+
+_SWITCHES: Final = ("wide", "equalized", "smoothed", "corrected", "reconstructed")
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,14 +45,11 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def label(self) -> str:
-        """For tables: what differs from the recipe, or nothing."""
-        parts = [
-            name
-            for name in ("wide", "equalized", "smoothed", "corrected", "reconstructed")
-            if getattr(self, name)
-        ]
+        """For tables: what differs from the recipe, or nothing; no two tunings share it."""
+        parts = [name for name in _SWITCHES if getattr(self, name)]
         if self.spared:
-            parts.append(f"{len(self.spared)} spared")
+            told = hashlib.sha256("\n".join(self.spared).encode()).hexdigest()
+            parts.append(f"{len(self.spared)} spared: {told[:4]}")
         return ", ".join(parts)
 
     def title_of(self, recipe: str) -> str:
