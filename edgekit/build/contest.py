@@ -25,8 +25,10 @@ from edgekit_converters import external
 
 __all__ = ["Contest", "Verdict"]
 
-_RELIEFS: Final = 6
-"""Doublings of what is spared."""
+_FINALISTS: Final = 16
+_TOGETHER: Final = 2
+_REACH: Final = 0.03
+"""What screening may be wrong by: so much behind what holds, one may still be ahead of it."""
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
 
@@ -55,11 +57,9 @@ class Contest:
 
     def hold(self, search: Search) -> Verdict:
         """Errors: `NothingFits`."""
-        finalists = list(search.explore())
+        pending = list(search.explore())
         baseline = search.trials[0]
-        self._accuracies([baseline, *finalists])
-        self._relieve(search, baseline, finalists)
-        ranked = [baseline, *finalists]
+        ranked = [baseline, *self._finals(search, baseline, pending)]
         accuracies = self._accuracies(ranked)
         worth = [t.variant for t in ranked if self._is_worth(accuracies, baseline, t)]
         latencies = self.bench.latencies(
@@ -104,25 +104,30 @@ class Contest:
             margin=False,
         )
 
-    def _relieve(self, search: Search, baseline: Trial, finalists: list[Trial]) -> None:
-        """While the finalists that come first lose too much, add ones with more nodes spared."""
+    def _finals(self, search: Search, baseline: Trial, pending: list[Trial]) -> list[Trial]:
+        """Those with full accuracy: in the order of the objective, until what is left cannot win.
+
+        One that loses too much is relieved, and takes its place anew among those to come.
+        """
         truth = self._accuracies([baseline])[baseline.title].score
-        pending = list(finalists)
-        for _ in range(_RELIEFS):
-            if not pending:
-                return
-            first = pending.pop(0)
-            accuracy = self._accuracies([first])[first.title]
-            if accuracy.failure is None and is_tolerable(
-                truth, accuracy.score, self.bounds.max_drop
-            ):
-                return
-            relieved = search.relieve(first)
-            if relieved is None or relieved.failure is not None:
-                continue
-            self._accuracies([relieved])
-            finalists.append(relieved)
-            pending = sorted([relieved, *pending], key=search.key)
+        tried: list[Trial] = []
+        reach: float | None = None
+        while pending and len(tried) < _FINALISTS:
+            if reach is not None and search.key(pending[0])[0] > reach:
+                break
+            batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
+            tried += batch
+            for trial, found in zip(batch, self._accuracies(batch).values(), strict=True):
+                fine = found.failure is None and is_tolerable(
+                    truth, found.score, self.bounds.max_drop
+                )
+                key = search.key(trial)[0]
+                if fine and (reach is None or key < reach):
+                    reach = key + abs(key) * _REACH
+                relieved = None if fine else search.relieve(trial)
+                if relieved is not None and relieved.failure is None:
+                    pending = sorted([relieved, *pending], key=search.key)
+        return tried
 
     def _skipped(self, untried: Mapping[str, str]) -> tuple[Candidate, ...]:
         reasons = {**untried, **{s.recipe: s.reason for s in self.plan.skipped}}
@@ -154,7 +159,7 @@ def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidat
 
 def _left_out(trial: Trial, winner: Trial) -> Candidate:
     """A trial that did not get as far as full figures."""
-    found = _full(trial, trial.accuracy, trial.latency)
+    found = _full(trial, trial.accuracy, trial.latency if trial.is_timed else None)
     if found.outcome is Outcome.FAILED:
         return found
     facts = []

@@ -41,6 +41,8 @@ class Trial:
     variant: Variant
     accuracy: Accuracy
     latency: Latency | None = None
+    is_timed: bool = True
+    """Whether `latency` is its own, not that of the trial that it is like."""
     size_bytes: int = 0
 
     @property
@@ -94,14 +96,14 @@ class Screen:
         """A few samples to time with."""
         return [sample.feeds for sample, _ in self._kept[:_RACE_FEEDS]]
 
-    def trial(self, variant: Variant) -> Trial:
-        """The figures of a variant, measured once."""
+    def trial(self, variant: Variant, *, like: Trial | None = None) -> Trial:
+        """The figures of a variant, measured once; its latency is that of `like`, if given."""
         key = (variant.recipe.id, variant.tuning)
         if key not in self._trials:
-            self._trials[key] = self._measured(variant)
+            self._trials[key] = self._measured(variant, like)
         return self._trials[key]
 
-    def _measured(self, variant: Variant) -> Trial:
+    def _measured(self, variant: Variant, like: Trial | None) -> Trial:
         if variant.failure is not None:
             return Trial(variant=variant, accuracy=Accuracy(failure=variant.failure))
         contestant = Contestant(
@@ -116,7 +118,16 @@ class Screen:
         accuracy = contestant.close()
         if accuracy.failure is not None:
             return Trial(variant=variant, accuracy=accuracy)
-        latency = measure_latencies(
+        return Trial(
+            variant=variant,
+            accuracy=accuracy,
+            latency=like.latency if like is not None else self._timed(variant),
+            is_timed=like is None,
+            size_bytes=external.size_bytes(variant.path),
+        )
+
+    def _timed(self, variant: Variant) -> Latency:
+        return measure_latencies(
             {variant.title: variant.path},
             baseline=self._baseline,
             kind=self._kind,
@@ -124,9 +135,3 @@ class Screen:
             feeds=self.feeds,
             budget_s=_RACE_S,
         )[variant.title]
-        return Trial(
-            variant=variant,
-            accuracy=accuracy,
-            latency=latency,
-            size_bytes=external.size_bytes(variant.path),
-        )

@@ -2,11 +2,11 @@
 
 In rounds, each variant made, run on a few samples and timed briefly (`screen`):
 1. the simplest recipe of each family;
-2. the variations of those that gain most;
-3. tuning of the best: what makes it more accurate or faster at no price, then the nodes at the
-   model's ends, where a switch of number format costs least, kept in the wider format.
-What is left are the best few by the objective, which the bench measures in full; while the best of
-them lose too much accuracy, `Search.relieve` spares the nodes that quantization hurts most
+2. tuning of those that gain most: what makes them more accurate at no price, their variations,
+   what may make them faster, then the nodes at the model's ends, where a switch of number format
+   costs least, kept in the wider format.
+What is left is measured in full, the best by the objective first (`contest`); while that loses too
+much accuracy, `Search.relieve` spares the nodes that quantization hurts most
 (`edgekit_converters.sensitivity`), twice as many each time.
 
 Invariant: only samples that the choice may see are looked at; the time is kept, but for the trial
@@ -51,7 +51,6 @@ _OUT_OF_REACH: Final = 1.15
 """Tuning makes hardly anything faster or smaller by more."""
 _LEAST_DROP: Final = 0.01
 """Where none is allowed."""
-_FINALISTS: Final = 6
 _EQUAL_SIZE: Final = 0.01
 
 _QUALITY: Final = (
@@ -132,7 +131,8 @@ class Search:
         else:
             self._try_all(r for r in self._recipes[1:] if r.varies is None)
             for parent in self._best(self._trials.values())[:_PARENTS]:
-                self._try_all(r for r in self._recipes if r.varies == parent.variant.recipe.id)
+                if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
+                    self._try_all(self._variations(parent))
         tuned: set[str] = set()
         for trial in self._best(self._trials.values()):
             family = trial.variant.recipe.id.partition("/")[0]
@@ -191,8 +191,9 @@ class Search:
             for recipe in batch:
                 self._try(recipe)
 
-    def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Trial:
-        trial = self._screen.trial(self._kitchen.make(recipe, tuning))
+    def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED, *, like: Trial | None = None) -> Trial:
+        """Make and screen a variant; one that is as fast as another `like` it is not timed."""
+        trial = self._screen.trial(self._kitchen.make(recipe, tuning), like=like)
         if trial.title not in self._trials:
             self._advance(1)
         self._trials[trial.title] = trial
@@ -245,46 +246,31 @@ class Search:
 
     def _tune(self, trial: Trial) -> None:
         """Turn one knob after the other, and keep what gains."""
-        best = self._closest_sibling(trial)
-        knobs = best.variant.recipe.knobs
+        best, knobs = trial, trial.variant.recipe.knobs
         for knob in _QUALITY:
             if knob in knobs:
-                best = self._better(best, self._turned(best, **{knob.value: True}))
-        if best.variant.tuning is not trial.variant.tuning:
-            best = self._closest_estimator(best)
+                best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        for recipe in self._variations(trial):
+            if not self._is_over():
+                best = self._better(best, self._try(recipe, best.variant.tuning))
         if Knob.WIDE in knobs and not self._by_size:
             best = self._better(best, self._turned(best, wide=True))
         if Knob.SPARED in knobs and not self._by_size:
             self._spare_ends(best)
 
-    def _closest_sibling(self, trial: Trial) -> Trial:
-        """Of the variations of one recipe that gain as much, the one with the least noise."""
+    def _variations(self, trial: Trial) -> list[Recipe]:
+        """Recipes that vary a trial's, or what it varies itself."""
         recipe = trial.variant.recipe
         parent = recipe.varies or recipe.id
-        able = [
-            other
-            for other in self._best(self._trials.values())
-            if parent in (other.variant.recipe.id, other.variant.recipe.varies)
-            and other.ratio <= trial.ratio + _FASTER
-            and other.size_bytes <= trial.size_bytes * (1 + _EQUAL_SIZE)
-        ]
-        return max(able, key=lambda other: other.closeness_db, default=trial)
+        return [r for r in self._recipes if r is not recipe and parent in (r.id, r.varies)]
 
-    def _closest_estimator(self, trial: Trial) -> Trial:
-        """The sibling with the least noise, now that the tuning has taken other errors away."""
-        parent = trial.variant.recipe.varies or trial.variant.recipe.id
-        found = [trial]
-        for recipe in self._recipes:
-            if parent in (recipe.id, recipe.varies) and not self._is_over():
-                found.append(self._try(recipe, trial.variant.tuning))
-        able = [other for other in found if self._better(trial, other) is other]
-        return max(able, key=lambda other: other.closeness_db, default=trial)
-
-    def _turned(self, trial: Trial, **changed: object) -> Trial | None:
+    def _turned(
+        self, trial: Trial, *, like: Trial | None = None, **changed: object
+    ) -> Trial | None:
         if self._is_over():
             return None
         tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
-        return self._try(trial.variant.recipe, tuning)
+        return self._try(trial.variant.recipe, tuning, like=like)
 
     def _better(self, best: Trial, other: Trial | None) -> Trial:
         """The other one if it gains in noise or in time and loses in neither."""
@@ -311,10 +297,16 @@ class Search:
             self._better(best, self._turned(best, spared=tuple(sorted(spared))))
 
     def _finalists(self) -> tuple[Trial, ...]:
-        """The baseline, and those that no other beats in time, size and closeness at once."""
+        """Those that no other beats in time, size and closeness at once, the best first."""
         able = self._best(self._trials.values())
-        front = [t for t in able if not any(_beats(other, t) for other in able)]
-        return tuple(front[:_FINALISTS])
+        return tuple(t for t in able if not any(_beats(other, t) for other in able))
+
+
+def _closer(best: Trial, other: Trial | None) -> Trial:
+    """The other one if it has less noise: it takes no more time."""
+    if other is None or other.failure is not None:
+        return best
+    return other if other.closeness_db - best.closeness_db >= _CLOSER_DB else best
 
 
 def _beats(other: Trial, trial: Trial) -> bool:

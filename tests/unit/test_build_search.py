@@ -52,7 +52,7 @@ class Table:
     def make_all(self, recipes: Iterable[Recipe]) -> None:
         pass
 
-    def trial(self, variant: Variant) -> Trial:
+    def trial(self, variant: Variant, *, like: Trial | None = None) -> Trial:
         if variant.title not in self.tried:
             self.tried.append(variant.title)
         found = self.figures.get(variant.title)
