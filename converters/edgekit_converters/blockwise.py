@@ -11,6 +11,7 @@ matrix's rows, where the last block is longer than what is left, stand for zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgekit_converters.conditioning.moments import Moments
 
-__all__ = ["Blocks", "channelwise", "quantized"]
+__all__ = ["Blocks", "Inverse", "channelwise", "compensate", "fitted_grid", "quantized", "read_by"]
 
 _SHRINKS: Final = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Parts of a block's range that are tried."""
@@ -28,6 +29,11 @@ _COLUMNS: Final = 1024
 """Columns at a time: each stands alone."""
 _CHUNK: Final = 64
 """Rows whose errors are handed on to all behind them together, as one product."""
+
+
+Inverse = tuple[np.ndarray, np.ndarray]
+"""Rows by falling importance, and the upper Cholesky factor of the inverse of their second moments
+in that order."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,12 +90,7 @@ def quantized(
     rows, columns = matrix.shape
     count = -(-rows // block)
     importance = np.zeros(count * block)
-    importance[:rows] = 1
-    inverse = None
-    if moments is not None and moments.gram.shape == (1, rows, rows):
-        diagonal = np.diag(moments.gram[0])
-        importance[:rows] = diagonal + _DAMPING * np.mean(diagonal)
-        inverse = _inverse_factor(moments.gram[0])
+    importance[:rows], inverse = read_by(moments, rows)
     blocks = Blocks(
         codes=np.empty((count, block, columns), np.uint8),
         steps=np.empty((count, columns), np.float32),
@@ -101,15 +102,27 @@ def quantized(
         wide = np.zeros((count * block, matrix[:, part].shape[1]))
         wide[:rows] = matrix[:, part]
         split = wide.reshape(count, block, -1)
-        steps, zeros = _grid(split, importance.reshape(count, block, 1), bits, symmetric)
-        if inverse is None:
-            codes = _codes(split, steps[:, None], zeros[:, None], bits)
-        else:
-            grid = (np.repeat(steps, block, axis=0), np.repeat(zeros, block, axis=0))
-            codes = _compensated(wide, inverse, grid, bits).reshape(split.shape)
+        steps, zeros = fitted_grid(split, importance.reshape(count, block, 1), bits, symmetric)
+        codes = _codes(split, steps[:, None], zeros[:, None], bits)
+        if inverse is not None:
+            compensate(wide, inverse, _into(codes, steps, zeros, bits))
         blocks.codes[..., part], blocks.steps[:, part] = codes, steps
         blocks.zeros[:, part] = zeros
     return blocks
+
+
+def _into(
+    codes: np.ndarray, steps: np.ndarray, zeros: np.ndarray, bits: int
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """What rounds one row, and keeps its codes."""
+
+    def nearest(row: int, values: np.ndarray) -> np.ndarray:
+        at, within = divmod(row, codes.shape[1])
+        held = codes[at, within] = _codes(values, steps[at], zeros[at], bits)
+        became: np.ndarray = (held - zeros[at]) * steps[at]
+        return became
+
+    return nearest
 
 
 def _codes(values: np.ndarray, steps: np.ndarray, zeros: np.ndarray, bits: int) -> np.ndarray:
@@ -117,10 +130,11 @@ def _codes(values: np.ndarray, steps: np.ndarray, zeros: np.ndarray, bits: int) 
     return codes
 
 
-def _grid(
+def fitted_grid(
     split: np.ndarray, importance: np.ndarray, bits: int, symmetric: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Step and zero point of each block and column, those of the least weighted squared error."""
+    """Step and zero point of each block and column of [block, row, column], those of the least
+    squared error weighted by [block, row, 1]."""
     top = 2**bits - 1
     low = np.minimum(split.min(axis=1), 0)
     high = np.maximum(split.max(axis=1), 0)
@@ -155,36 +169,36 @@ def _storable(steps: np.ndarray) -> np.ndarray:
     return np.where(steps < 0, -rounded, rounded)
 
 
-def _inverse_factor(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows by falling importance, and the upper Cholesky factor of the inverse in that order; None
-    where it has none."""
+def read_by(moments: Moments | None, rows: int) -> tuple[np.ndarray, Inverse | None]:
+    """How much each row of a matrix matters to what it multiplies, and what `compensate` needs:
+    ones and None where there are no moments of it, or they have no inverse."""
+    unknown = np.ones(rows), None
+    if moments is None or moments.gram.shape != (1, rows, rows):
+        return unknown
+    hessian = moments.gram[0]
     diagonal = np.diag(hessian)
+    damping = _DAMPING * np.mean(diagonal)
     order = np.argsort(-diagonal, kind="stable")
-    damped = hessian[np.ix_(order, order)] + _DAMPING * np.mean(diagonal) * np.eye(len(order))
+    damped = hessian[np.ix_(order, order)] + damping * np.eye(rows)
     try:
         factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     except np.linalg.LinAlgError:
-        return None
-    return (order, factor) if np.isfinite(factor).all() else None
+        return unknown
+    return (diagonal + damping, (order, factor)) if np.isfinite(factor).all() else unknown
 
 
-def _compensated(
-    wide: np.ndarray,
-    inverse: tuple[np.ndarray, np.ndarray],
-    grid: tuple[np.ndarray, np.ndarray],
-    bits: int,
-) -> np.ndarray:
-    (order, factor), (steps, zeros) = inverse, grid
-    left = wide[order]
-    codes: np.ndarray = zeros.copy()
+def compensate(
+    matrix: np.ndarray, inverse: Inverse, nearest: Callable[[int, np.ndarray], np.ndarray]
+) -> None:
+    """Round a matrix row by row: `nearest` gets a row's number and what it should be, so that it
+    takes back what rounding the rows before did, and returns what it becomes."""
+    order, factor = inverse
+    left = matrix[order]
     for start in range(0, len(order), _CHUNK):
         stop = min(start + _CHUNK, len(order))
-        errors = np.empty((stop - start, wide.shape[1]))
+        errors = np.empty((stop - start, matrix.shape[1]))
         for at in range(start, stop):
-            row = order[at]
-            codes[row] = _codes(left[at], steps[row], zeros[row], bits)
-            lost = left[at] - (codes[row] - zeros[row]) * steps[row]
+            lost = left[at] - nearest(int(order[at]), left[at])
             errors[at - start] = lost / factor[at, at]
             left[at + 1 : stop] -= np.outer(factor[at, at + 1 : stop], errors[at - start])
         left[stop:] -= factor[start:stop, stop:].T @ errors
-    return codes

@@ -6,8 +6,7 @@ Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it 
 weights are stored in 8 bits all the same, and widened while the model loads.
 
 Weights are symmetric, so that products need no correction by the sums of activations. They may be
-stored in fewer bits, in blocks: nodes at the front of the graph make 8-bit weights of them, which
-the runtime folds while it loads; the arithmetic is that of 8 bits.
+stored in fewer bits, in blocks (`folding`); the arithmetic is that of 8 bits.
 
 Invariant: a node that is not taken, and all that it reads, stays as it was.
 """
@@ -25,12 +24,12 @@ from onnx import NodeProto, TensorProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
-from edgekit_converters.blockwise import Blocks, channelwise, quantized
+from edgekit_converters.blockwise import channelwise
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bias
-from edgekit_converters.packing import unpacked
+from edgekit_converters.folding import pack, unfold
 from edgekit_converters.tables import table_of, take_rows
 from edgekit_converters.weight_only import stored_weights
 
@@ -163,16 +162,14 @@ class _Rewriting:
         self.packed += 1
         bits, rows = self.storage.bits, len(matrix)
         block = min(self.storage.block or rows, rows)
-        blocks = quantized(
+        packed = pack(
             matrix,
             bits=bits,
             block=block,
-            symmetric=False,
+            levels=self.levels,
             moments=self.moments.get(node.name),
         )
-        steps = np.max(np.abs(blocks.values), axis=0, keepdims=True) / np.float32(self.levels)
-        steps = np.where(steps < np.finfo(np.float32).tiny, np.float32(1), steps)
-        return _widened(holder, blocks, bits, steps, self.levels), steps
+        return unfold(holder, packed), packed.steps[None]
 
     def _product(
         self, place: Place, node: NodeProto, activation: str, codes: str, steps: np.ndarray
@@ -221,27 +218,3 @@ class _Rewriting:
             **values,
         )
         return True
-
-
-def _widened(place: Place, blocks: Blocks, bits: int, steps: np.ndarray, levels: int) -> str:
-    """Nodes that make int8 weights of packed ones, for products with steps [1, columns]."""
-    count, block, columns = blocks.codes.shape
-    codes = unpacked(place, blocks.codes.reshape(1, -1), bits, blocks.codes.shape)
-    zeros = unpacked(place, blocks.zeros.reshape(1, -1), bits, (count, 1, columns))
-    values = place.add("Sub", [codes, zeros], "codes", front=True)
-    kept = place.constant(blocks.stored_steps, "steps")
-    kept = place.add("Cast", [kept], "steps", front=True, to=TensorProto.FLOAT)
-    factor = place.add("Div", [kept, place.constant(steps, "steps")], "steps", front=True)
-    shape = place.constant(np.array([count, 1, columns], np.int64), "shape")
-    factor = place.add("Reshape", [factor, shape], "steps", front=True)
-    values = place.add("Mul", [values, factor], "codes", front=True)
-    values = place.add("Round", [values], "codes", front=True)
-    bounds = [place.constant(np.array(n, np.float32), "bound") for n in (-levels, levels)]
-    values = place.add("Clip", [values, *bounds], "codes", front=True)
-    values = place.add("Cast", [values], "codes", front=True, to=TensorProto.INT8)
-    flat = place.constant(np.array([count * block, columns], np.int64), "shape")
-    values = place.add("Reshape", [values, flat], "codes", front=True)
-    if count * block == blocks.rows:
-        return values
-    ends = [place.constant(np.array([n], np.int64), "bound") for n in (0, blocks.rows, 0)]
-    return place.add("Slice", [values, *ends], "codes", front=True)

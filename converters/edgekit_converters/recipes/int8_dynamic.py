@@ -16,6 +16,8 @@ __all__ = ["RECIPES"]
 
 _MIN_OPSET: Final = 11
 """The first with DynamicQuantizeLinear, and BitShift."""
+_MIN_PACKED_OPSET: Final = 13
+"""The first with QuantizeLinear along an axis."""
 _KNOBS: Final = frozenset({Knob.SPARED, Knob.SMOOTHED, Knob.RECONSTRUCTED})
 _TABLES: Final = frozenset({"Gather"})
 _WHOLE: Final = Storage()
@@ -58,7 +60,7 @@ def _recipe(
         needs=Needs(
             weighted=_TABLES if storage == _NARROW_TABLES else DYNAMIC_OPERATORS | _TABLES,
             nested=True,
-            min_opset=_MIN_OPSET,
+            min_opset=_MIN_PACKED_OPSET if storage.bits < 8 else _MIN_OPSET,
             full_range=not reduced,
         ),
         make=_make(granularity, reduced, storage),
