@@ -42,7 +42,7 @@ __all__ = ["Base", "Kitchen", "Variant"]
 _MAKE_TIMEOUT_S: Final = 120.0
 _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
-_MOMENT_SAMPLES: Final = 32
+_MOMENT_SAMPLES: Final = 24
 """Calibration samples that conditioning works with."""
 
 

@@ -2,9 +2,9 @@
 
 In rounds, each variant made, run on a few samples and timed briefly (`screen`):
 1. the simplest recipe of each family;
-2. tuning of those that gain most: what makes them more accurate at no price, their variations,
-   what may make them faster, then the nodes at the model's ends, where a switch of number format
-   costs least, kept in the wider format.
+2. tuning of those that gain most: what makes them more accurate at no price; the nodes at the
+   model's ends, where a switch of number format costs least, kept in the wider format; their
+   variations; what may make them faster.
 What is left is measured in full, the best by the objective first (`contest`); while that loses too
 much accuracy, `Search.relieve` spares the nodes that quantization hurts most
 (`edgekit_converters.sensitivity`), twice as many each time.
@@ -42,7 +42,7 @@ _CLOSER_DB: Final = 0.3
 """What is worth a knob: less may be chance."""
 _FASTER: Final = 0.01
 """As a part of the baseline's time: screening sees no less."""
-_ENDS: Final = (1, 2, 3, 4, 6)
+_ENDS: Final = (1, 2, 3, 4)
 """How many of the first nodes are tried in the wider format."""
 _HOPELESS_DB: Final = 0.0
 """As much noise as signal: no tuning mends that."""
@@ -250,13 +250,13 @@ class Search:
         for knob in _QUALITY:
             if knob in knobs:
                 best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        if Knob.SPARED in knobs and not self._by_size:
+            best = self._spare_ends(best)
         for recipe in self._variations(trial):
             if not self._is_over():
                 best = self._better(best, self._try(recipe, best.variant.tuning))
         if Knob.WIDE in knobs and not self._by_size:
-            best = self._better(best, self._turned(best, wide=True))
-        if Knob.SPARED in knobs and not self._by_size:
-            self._spare_ends(best)
+            self._better(best, self._turned(best, wide=True))
 
     def _variations(self, trial: Trial) -> list[Recipe]:
         """Recipes that vary a trial's, or what it varies itself."""
@@ -281,8 +281,8 @@ class Search:
         gains = closer >= _CLOSER_DB or faster >= _FASTER
         return other if gains and closer > -_CLOSER_DB and faster > -_FASTER else best
 
-    def _spare_ends(self, best: Trial) -> None:
-        """Keep the first few nodes, and the last, in the wider format."""
+    def _spare_ends(self, best: Trial) -> Trial:
+        """Keep the first few nodes, and the last, in the wider format, where that gains."""
         names = weighted_names(onnx.load_model(self._kitchen.normalized, load_external_data=False))
         start = best
         for count in _ENDS:
@@ -294,7 +294,8 @@ class Search:
             best = self._better(best, other)
         if len(names) > 2:
             spared = {*best.variant.tuning.spared, names[-1]}
-            self._better(best, self._turned(best, spared=tuple(sorted(spared))))
+            best = self._better(best, self._turned(best, spared=tuple(sorted(spared))))
+        return best
 
     def _finalists(self) -> tuple[Trial, ...]:
         """Those that no other beats in time, size and closeness at once, the best first."""
