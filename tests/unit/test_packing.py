@@ -28,14 +28,11 @@ def unpacked_by_runtime(codes: np.ndarray, bits: int, path: Path, rows: np.ndarr
     def change(place, node):
         shape = (-1, codes.shape[1])
         some = unpacked(place, codes, bits, shape, rows="ids")
-        every = unpacked(place, codes, bits, codes.shape)
-        place.add("Sub", [some, place.add("Gather", [every, "ids"], "same")], "zero")
         place.add("Identity", [some], "out", outputs=["out"])
         return True
 
     draft.replace(change)
     draft.save(path)
-    # both ways of unpacking give the same
     session = open_session(RuntimeKind.ONNXRUNTIME, path)
     return session.run({"ids": rows})["out"]
 
@@ -48,7 +45,7 @@ def test_unpacking_gives_the_codes_back(bits: int, columns: int, tmp_path: Path)
     got = unpacked_by_runtime(codes, bits, tmp_path / "m.onnx", rows)
     assert np.array_equal(got, codes[rows])
     stored = sum(t.ByteSize() for t in onnx.load_model(tmp_path / "m.onnx").graph.initializer)
-    assert stored < 2 * codes.size * bits / 8 + 600
+    assert stored < 1.3 * codes.size * bits / 8 + 300
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -36,7 +36,7 @@ _ROWS: Final = 512
 _SAMPLES: Final = 32
 _STRENGTHS: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """`a`: how much of the outliers the weights take over."""
-_PAID_GAIN: Final = 0.8
+_PAID_GAIN: Final = 0.5
 """Where a node must be added, errors must fall below this part of what they were."""
 _OUTPUTS: Final = 256
 """Choices are made by about so many outputs; whether the best is worth it is judged by all."""
