@@ -101,6 +101,7 @@ def test_weights_in_branches_are_quantized_and_nothing_static_is_planned(
             write_small("branches", tmp_path),
             tmp_path / "out",
             validation=str(write_data(tmp_path / "data.npz", 40, x=(6,))),
+            recipes=("int8-*",),
             search_time_s=0.2,
         )
     )
