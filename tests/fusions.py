@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import ModelProto, numpy_helper
 
 from edgekit_converters import graph
-from edgekit_converters.fusion import fuse
+from edgekit_converters.normalization.fusion import fuse
 
 
 def parsed(text: str, *, opset: int = 17, **constants: Any) -> ModelProto:

@@ -30,10 +30,10 @@ from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments, write_moments
 from edgekit_converters.conditioning.smoothing import smooth_file
 from edgekit_converters.proof import same_outputs
+from edgekit_converters.quantization.selection import select_static
 from edgekit_converters.recipes import find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
-from edgekit_converters.selection import select_static
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 

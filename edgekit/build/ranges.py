@@ -20,7 +20,7 @@ from edgekit.build.samples import DataRejected, Digest
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
-from edgekit_converters.selection import select_static
+from edgekit_converters.quantization.selection import select_static
 
 __all__ = ["Calibration", "calibrate"]
 

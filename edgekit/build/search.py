@@ -7,7 +7,7 @@ In rounds, each variant made, run on a few samples and timed briefly (`screen`):
    variations; what may make them faster.
 What is left is measured in full, the best by the objective first (`contest`); while that loses too
 much accuracy, `Search.relieve` spares the nodes that quantization hurts most
-(`edgekit_converters.sensitivity`), twice as many each time.
+(`edgekit_converters.quantization.sensitivity`), twice as many each time.
 
 Invariant: only samples that the choice may see are looked at; the time is kept, but for the trial
 that is under way when it ends; every variant that was made is in the result with its figures.
@@ -28,10 +28,10 @@ from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
+from edgekit_converters.quantization.selection import select_static, weighted_names
+from edgekit_converters.quantization.sensitivity import NodeNoise, measure_noise
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
-from edgekit_converters.selection import select_static, weighted_names
-from edgekit_converters.sensitivity import NodeNoise, measure_noise
 
 __all__ = ["Search"]
 

@@ -13,9 +13,9 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 from small_models import write_small
 
-from edgekit_converters import graph, structure
+from edgekit_converters import graph
 from edgekit_converters.isolation import Workshop
-from edgekit_converters.normalization import Normalized, normalize
+from edgekit_converters.normalization import Normalized, normalize, structure
 from edgekit_converters.proof import Trial, Tried, same_outputs, try_out
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 

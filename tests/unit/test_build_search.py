@@ -17,9 +17,9 @@ from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit.build.search import Search
+from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Needs, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
-from edgekit_converters.sensitivity import NodeNoise
 
 Figures = tuple[float, int, float]
 """Ratio to float32, bytes, closeness in dB."""

@@ -10,8 +10,8 @@ from old_models import CASES, OLD_MODELS, feeds, made
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
+from edgekit_converters.normalization.upgrades import QUANTIZABLE_OPSET, raise_opset
 from edgekit_converters.proof import same_outputs
-from edgekit_converters.upgrades import QUANTIZABLE_OPSET, raise_opset
 
 
 def outputs(model: onnx.ModelProto, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from edgekit_converters.classical import close_outputs
+from edgekit_converters.sources.classical import close_outputs
 
 
 def tree(*, outputs: tuple[str, ...]) -> ModelProto:

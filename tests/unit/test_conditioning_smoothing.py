@@ -17,7 +17,7 @@ from edgekit_converters.conditioning.smoothing import (
     smooth,
     smooth_file,
 )
-from edgekit_converters.dynamic import Storage, quantize_dynamic
+from edgekit_converters.quantization.dynamic import Storage, quantize_dynamic
 
 WIDTH = 16
 Feeds = list[dict[str, np.ndarray]]

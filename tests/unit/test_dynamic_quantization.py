@@ -14,8 +14,8 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.conditioning.moments import Moments
-from edgekit_converters.dynamic import Storage, quantize_dynamic
 from edgekit_converters.proof import generated
+from edgekit_converters.quantization.dynamic import Storage, quantize_dynamic
 from edgekit_runtime.session import open_session
 
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edgekit_converters.conditioning.moments import Moments
-from edgekit_converters.draft import Draft, Place
-from edgekit_converters.folding import Packed, pack, unfold
+from edgekit_converters.quantization.draft import Draft, Place
+from edgekit_converters.quantization.folding import Packed, pack, unfold
 
 BITS = (4, 5, 6)
 

@@ -10,7 +10,7 @@ from fusions import fused, normal, outputs, parsed
 from onnx import ModelProto
 
 from edgekit_converters import graph
-from edgekit_converters.fusion import fuse
+from edgekit_converters.normalization.fusion import fuse
 
 X = {"x": normal(2, 3, 4)}
 

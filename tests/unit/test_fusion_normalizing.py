@@ -90,7 +90,7 @@ def test_a_scale_per_place_stays_behind() -> None:
 
 def test_an_opset_is_raised_only_for_layer_normalization() -> None:
     from edgekit_converters import graph
-    from edgekit_converters.fusion import fuse
+    from edgekit_converters.normalization.fusion import fuse
 
     plain = model("y = Identity(x)", opset=13)
     fuse(plain)

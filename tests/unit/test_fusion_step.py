@@ -13,8 +13,8 @@ from small_models import SMALL_MODELS
 
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
-from edgekit_converters.fusion import fuse
 from edgekit_converters.normalization import normalize
+from edgekit_converters.normalization.fusion import fuse
 from edgekit_converters.proof import Tried, generated, try_out
 from edgekit_runtime.session import open_session
 

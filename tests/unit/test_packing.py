@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters.blockwise import channelwise, quantized
 from edgekit_converters.conditioning.moments import Moments
-from edgekit_converters.draft import Draft
-from edgekit_converters.packing import unpacked
+from edgekit_converters.quantization.blockwise import channelwise, quantized
+from edgekit_converters.quantization.draft import Draft
+from edgekit_converters.quantization.packing import unpacked
 from edgekit_runtime.session import open_session
 
 

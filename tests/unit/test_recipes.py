@@ -17,8 +17,8 @@ from edgekit_contract.profile import FEATURES, RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
-from edgekit_converters.halves import compute_in_half
-from edgekit_converters.int16 import quantize_16x8
+from edgekit_converters.quantization.halves import compute_in_half
+from edgekit_converters.quantization.int16 import quantize_16x8
 from edgekit_converters.recipes import BASELINE, all_recipes, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients
 from edgekit_runtime.backend_onnxruntime import is_ort_format

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.calibration.estimators import Range
-from edgekit_converters.qdq import Activations, Granularity, quantize_static
+from edgekit_converters.quantization.qdq import Activations, Granularity, quantize_static
+from edgekit_converters.quantization.selection import select_static
+from edgekit_converters.quantization.sensitivity import NodeNoise, measure_noise
 from edgekit_converters.recipes.tuning import Tuning
-from edgekit_converters.selection import select_static
-from edgekit_converters.sensitivity import NodeNoise, measure_noise
 from edgekit_runtime.session import Optimization, SessionOptions, open_session
 
 CHANNELS = 8

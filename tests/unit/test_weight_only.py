@@ -13,7 +13,7 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.conditioning.moments import Moments
-from edgekit_converters.weight_only import Products, halve_weights, narrow_weights
+from edgekit_converters.quantization.weight_only import Products, halve_weights, narrow_weights
 from edgekit_runtime.session import Optimization, SessionOptions, open_session
 
 

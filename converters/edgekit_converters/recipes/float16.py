@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from edgekit_converters.facts import WEIGHTED_INPUTS
-from edgekit_converters.halves import compute_in_half
+from edgekit_converters.quantization.halves import compute_in_half
+from edgekit_converters.quantization.weight_only import halve_weights
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.recipes.tuning import Knob
-from edgekit_converters.weight_only import halve_weights
 
 __all__ = ["RECIPES"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from edgekit_converters.calibration.estimators import Estimator
-from edgekit_converters.int16 import quantize_16x8
+from edgekit_converters.quantization.int16 import quantize_16x8
+from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.recipes.tuning import Knob
-from edgekit_converters.selection import STATIC_OPERATORS
 
 __all__ = ["RECIPES"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from edgekit_converters.conditioning.moments import read_moments
-from edgekit_converters.dynamic import Storage, quantize_dynamic
-from edgekit_converters.qdq import Granularity
+from edgekit_converters.quantization.dynamic import Storage, quantize_dynamic
+from edgekit_converters.quantization.qdq import Granularity
+from edgekit_converters.quantization.selection import DYNAMIC_OPERATORS
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.recipes.tuning import Knob
-from edgekit_converters.selection import DYNAMIC_OPERATORS
 
 __all__ = ["RECIPES"]
 

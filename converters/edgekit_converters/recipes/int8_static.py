@@ -12,10 +12,10 @@ from typing import Final
 
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.normalization import QUANTIZABLE_OPSET
-from edgekit_converters.qdq import Activations, Granularity, quantize_static
+from edgekit_converters.quantization.qdq import Activations, Granularity, quantize_static
+from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.recipes.tuning import Knob
-from edgekit_converters.selection import STATIC_OPERATORS
 
 __all__ = ["RECIPES"]
 

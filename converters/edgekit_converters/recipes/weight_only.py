@@ -7,9 +7,9 @@ from typing import Final
 
 from edgekit_converters.conditioning.moments import read_moments
 from edgekit_converters.facts import WEIGHTED_INPUTS
+from edgekit_converters.quantization.weight_only import Products, narrow_weights
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.recipes.tuning import Knob
-from edgekit_converters.weight_only import Products, narrow_weights
 
 __all__ = ["RECIPES"]
 

@@ -18,7 +18,8 @@ from onnx import ModelProto, inliner
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import classical, external, graph, proof
+from edgekit_converters import external, graph, proof
+from edgekit_converters.sources import classical
 
 __all__ = ["NotAModel", "close", "weigh"]
 

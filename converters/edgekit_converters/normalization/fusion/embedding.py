@@ -11,8 +11,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.evaluation import evaluate
-from edgekit_converters.fusion.scope import CONTRIB, Scope, attribute, is_op
+from edgekit_converters.normalization.fusion.evaluation import evaluate
+from edgekit_converters.normalization.fusion.scope import CONTRIB, Scope, attribute, is_op
 
 __all__ = ["lookups", "tables"]
 

@@ -23,9 +23,9 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto
 
-from edgekit_converters.blockwise import Inverse, compensate, fitted_grid, read_by
 from edgekit_converters.conditioning.moments import Moments
-from edgekit_converters.draft import Place
+from edgekit_converters.quantization.blockwise import Inverse, compensate, fitted_grid, read_by
+from edgekit_converters.quantization.draft import Place
 
 __all__ = ["Packed", "pack", "unfold"]
 

@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from edgekit_converters.fusion.regions import Region, regions
-from edgekit_converters.fusion.scope import Scope, is_op
-from edgekit_converters.fusion.shapes import Dims
+from edgekit_converters.normalization.fusion.regions import Region, regions
+from edgekit_converters.normalization.fusion.scope import Scope, is_op
+from edgekit_converters.normalization.fusion.shapes import Dims
 
 __all__ = ["LAYER_NORMALIZATION_OPSET", "layer_normalization", "softmax"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.evaluation import RANDOM, evaluate
-from edgekit_converters.fusion.scope import Scope, subgraphs
-from edgekit_converters.fusion.symbols import symbols
+from edgekit_converters.normalization.fusion.evaluation import RANDOM, evaluate
+from edgekit_converters.normalization.fusion.scope import Scope, subgraphs
+from edgekit_converters.normalization.fusion.symbols import symbols
 
 __all__ = ["constants", "lengths"]
 

@@ -13,10 +13,10 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from edgekit_converters import graph
-from edgekit_converters.blockwise import channelwise, quantized
 from edgekit_converters.conditioning.grid import FULL_LEVELS
-from edgekit_converters.draft import Place, attributes
-from edgekit_converters.packing import unpacked
+from edgekit_converters.quantization.blockwise import channelwise, quantized
+from edgekit_converters.quantization.draft import Place, attributes
+from edgekit_converters.quantization.packing import unpacked
 
 __all__ = ["table_of", "take_rows"]
 

@@ -21,11 +21,11 @@ from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.conditioning.conditioned import condition
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
-from edgekit_converters.recipes.tuning import UNTUNED, Tuning
-from edgekit_converters.selection import (
+from edgekit_converters.quantization.selection import (
     FIRST_INPUT_ONLY,
     select_static,
 )
+from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 
 __all__ = ["Activations", "Granularity", "quantize_static"]
 

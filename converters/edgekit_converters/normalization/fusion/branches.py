@@ -16,9 +16,9 @@ from typing import Final
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.evaluation import Verdict, verdict
-from edgekit_converters.fusion.scope import Scope, is_op, subgraphs
-from edgekit_converters.fusion.shapes import Shapes
+from edgekit_converters.normalization.fusion.evaluation import Verdict, verdict
+from edgekit_converters.normalization.fusion.scope import Scope, is_op, subgraphs
+from edgekit_converters.normalization.fusion.shapes import Shapes
 
 __all__ = ["choices", "decide"]
 

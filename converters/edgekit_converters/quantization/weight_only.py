@@ -22,13 +22,13 @@ from onnx import NodeProto, TensorProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
-from edgekit_converters.blockwise import channelwise, quantized
 from edgekit_converters.conditioning.grid import FULL_LEVELS, Grid
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
-from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bias
-from edgekit_converters.packing import folded
-from edgekit_converters.tables import table_of, take_rows
+from edgekit_converters.quantization.blockwise import channelwise, quantized
+from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
+from edgekit_converters.quantization.packing import folded
+from edgekit_converters.quantization.tables import table_of, take_rows
 
 __all__ = ["Products", "halve_weights", "narrow_weights", "stored_weights"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, ModelProto
 
-from edgekit_converters.fusion.scope import subgraphs
+from edgekit_converters.normalization.fusion.scope import subgraphs
 
 __all__ = ["distinguish"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.shapes import Dims, Shapes
+from edgekit_converters.normalization.fusion.shapes import Dims, Shapes
 
 __all__ = ["CONTRIB", "Scope", "attribute", "is_op", "reads", "subgraphs"]
 

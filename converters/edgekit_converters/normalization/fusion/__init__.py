@@ -17,21 +17,21 @@ from typing import Final
 from onnx import ModelProto, NodeProto, helper
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.affine import affine
-from edgekit_converters.fusion.branches import choices, decide
-from edgekit_converters.fusion.constants import constants, lengths
-from edgekit_converters.fusion.embedding import lookups, tables
-from edgekit_converters.fusion.extremes import extremes
-from edgekit_converters.fusion.gelu import gelu
-from edgekit_converters.fusion.moves import copies, pairs, returns, targets
-from edgekit_converters.fusion.names import distinguish
-from edgekit_converters.fusion.normalizing import (
+from edgekit_converters.normalization.fusion.affine import affine
+from edgekit_converters.normalization.fusion.branches import choices, decide
+from edgekit_converters.normalization.fusion.constants import constants, lengths
+from edgekit_converters.normalization.fusion.embedding import lookups, tables
+from edgekit_converters.normalization.fusion.extremes import extremes
+from edgekit_converters.normalization.fusion.gelu import gelu
+from edgekit_converters.normalization.fusion.moves import copies, pairs, returns, targets
+from edgekit_converters.normalization.fusion.names import distinguish
+from edgekit_converters.normalization.fusion.normalizing import (
     LAYER_NORMALIZATION_OPSET,
     layer_normalization,
     softmax,
 )
-from edgekit_converters.fusion.scope import CONTRIB, Scope, subgraphs
-from edgekit_converters.fusion.shapes import Shapes
+from edgekit_converters.normalization.fusion.scope import CONTRIB, Scope, subgraphs
+from edgekit_converters.normalization.fusion.shapes import Shapes
 
 __all__ = ["fuse"]
 

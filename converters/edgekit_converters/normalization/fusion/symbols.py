@@ -10,8 +10,8 @@ from typing import Final
 
 from onnx import NodeProto, TensorProto
 
-from edgekit_converters.fusion.scope import Scope, attribute
-from edgekit_converters.fusion.shapes import Dims
+from edgekit_converters.normalization.fusion.scope import Scope, attribute
+from edgekit_converters.normalization.fusion.shapes import Dims
 
 __all__ = ["symbols"]
 

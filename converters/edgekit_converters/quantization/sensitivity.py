@@ -25,7 +25,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
-from edgekit_converters.selection import FIRST_INPUT_ONLY, Selection
+from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
 from edgekit_runtime.session import Optimization, SessionOptions, open_session
 
 __all__ = ["NodeNoise", "measure_noise"]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from edgekit_converters.fusion.scope import CONTRIB
+from edgekit_converters.normalization.fusion.scope import CONTRIB
 
 __all__ = ["RANDOM", "Verdict", "evaluate", "verdict"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from onnx import NodeProto
 
 from edgekit_converters import graph
-from edgekit_converters.fusion.evaluation import evaluate
-from edgekit_converters.fusion.scope import Scope
+from edgekit_converters.normalization.fusion.evaluation import evaluate
+from edgekit_converters.normalization.fusion.scope import Scope
 
 __all__ = ["Region", "regions"]
 

@@ -20,8 +20,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
-from edgekit_converters.draft import Draft, Place
 from edgekit_converters.facts import weighted_nodes
+from edgekit_converters.quantization.draft import Draft, Place
 
 __all__ = ["compute_in_half"]
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto
 
-from edgekit_converters.fusion.scope import CONTRIB, Scope, attribute, is_op
+from edgekit_converters.normalization.fusion.scope import CONTRIB, Scope, attribute, is_op
 
 __all__ = ["extremes"]
 

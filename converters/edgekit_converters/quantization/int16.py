@@ -20,9 +20,9 @@ from onnx import NodeProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.calibration.estimators import Range
-from edgekit_converters.draft import CONTRIB, Draft, Place
-from edgekit_converters.selection import STATIC_OPERATORS, select_static
-from edgekit_converters.weight_only import stored_weights
+from edgekit_converters.quantization.draft import CONTRIB, Draft, Place
+from edgekit_converters.quantization.selection import STATIC_OPERATORS, select_static
+from edgekit_converters.quantization.weight_only import stored_weights
 
 __all__ = ["quantize_16x8"]
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto
 
-from edgekit_converters.fusion.scope import Scope, attribute, is_op
+from edgekit_converters.normalization.fusion.scope import Scope, attribute, is_op
 
 __all__ = ["affine"]
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto
 
-from edgekit_converters.draft import Place
+from edgekit_converters.quantization.draft import Place
 
 __all__ = ["folded", "unpacked"]
 

@@ -18,11 +18,12 @@ import onnx
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, graph, isolation, structure
-from edgekit_converters.fusion import fuse
+from edgekit_converters import external, graph, isolation
+from edgekit_converters.normalization import structure
+from edgekit_converters.normalization.fusion import fuse
+from edgekit_converters.normalization.upgrades import QUANTIZABLE_OPSET, raise_opset
 from edgekit_converters.proof import Trial, same_outputs
 from edgekit_converters.tensorfile import read_tensors
-from edgekit_converters.upgrades import QUANTIZABLE_OPSET, raise_opset
 from edgekit_runtime.session import open_session
 
 __all__ = ["QUANTIZABLE_OPSET", "Normalized", "normalize", "rewrite"]
@@ -70,7 +71,7 @@ def normalize(
         out = scratch / f"{step.name}.onnx"
         words = {"step": step.name, "source": str(current), "out": str(out), "trials": proof}
         try:
-            run(step.title, "edgekit_converters.normalization:rewrite", words, bounds)
+            run(step.title, "edgekit_converters.normalization.steps:rewrite", words, bounds)
         except Refused as error:
             remarks.append(str(error))
             out.unlink(missing_ok=True)

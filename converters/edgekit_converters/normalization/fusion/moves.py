@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto
 
-from edgekit_converters.fusion.scope import Scope, attribute, is_op
-from edgekit_converters.fusion.shapes import Dims
-from edgekit_converters.fusion.symbols import symbols
+from edgekit_converters.normalization.fusion.scope import Scope, attribute, is_op
+from edgekit_converters.normalization.fusion.shapes import Dims
+from edgekit_converters.normalization.fusion.symbols import symbols
 
 __all__ = ["copies", "pairs", "returns", "targets"]
 

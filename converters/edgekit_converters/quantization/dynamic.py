@@ -24,14 +24,14 @@ from onnx import NodeProto, TensorProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
-from edgekit_converters.blockwise import channelwise
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
-from edgekit_converters.draft import CONTRIB, Draft, Place, attributes, gemm_bias
-from edgekit_converters.folding import pack, unfold
-from edgekit_converters.tables import table_of, take_rows
-from edgekit_converters.weight_only import stored_weights
+from edgekit_converters.quantization.blockwise import channelwise
+from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
+from edgekit_converters.quantization.folding import pack, unfold
+from edgekit_converters.quantization.tables import table_of, take_rows
+from edgekit_converters.quantization.weight_only import stored_weights
 
 __all__ = ["Storage", "quantize_dynamic"]
 

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from edgekit_converters.fusion.regions import regions
-from edgekit_converters.fusion.scope import CONTRIB, Scope, is_op
+from edgekit_converters.normalization.fusion.regions import regions
+from edgekit_converters.normalization.fusion.scope import CONTRIB, Scope, is_op
 
 __all__ = ["gelu"]
 

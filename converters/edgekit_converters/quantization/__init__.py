@@ -1,0 +1,1 @@
+"""Rewrites of a normalized model into fewer bits, and which of its nodes they are for."""
