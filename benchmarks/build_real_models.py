@@ -1,50 +1,140 @@
-"""What the build makes of four real models, and what it costs.
+"""What the build makes of real models and what it costs, beside onnxruntime's own tools.
 
-    python benchmarks/build_real_models.py [--model NAME]... [--markdown]
+    python benchmarks/build_real_models.py [--model NAME]... [--more] [--no-peers] [--markdown]
 
-One JSON object on stdout (or a table): the machine, and for each model every candidate, the choice,
-and the build's seconds beside those of running the float32 model once over the same data (all
-calibration and validation samples, one thread).
+One JSON object on stdout (or tables): the machine, and for each model the build with its default
+settings for a profile of this machine with one thread, run in a process of its own; the peers
+(`peers`); and one comparison of the choice with them and with float32: accuracy on the samples that
+the build held out, latency turn by turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import multiprocessing
 import platform
-import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import machine
+import more_models
 import msgspec
+import peers
+import psutil
 import real_models
 from real_models import RealModel
 
 import edgekit_profiles
-from edgekit.build import BuildRequest, build
+from edgekit.build import BuildRequest, Objective, build
+from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
+from edgekit.build.bench import MIN_HELD_OUT
 from edgekit.build.data import open_data
 from edgekit.build.host import read_host
-from edgekit.build.report import Outcome, Report
+from edgekit.build.latency import measure_latencies
+from edgekit.build.metrics import Metric, Score
+from edgekit.build.report import Candidate, Latency, Outcome, Report
+from edgekit.build.samples import Sample
 from edgekit_contract.profile import Profile, RuntimeKind
-from edgekit_runtime.session import SessionOptions, installed_runtimes, open_session
+from edgekit_runtime.session import SessionOptions, open_session
+
+_CHOICE: Final = "edgekit"
+_FLOAT: Final = "float32"
+_MOST_LOST: Final = 0.01
+_MOST_BUILD_S: Final = 60.0
+_LATENCY_S: Final = 8.0
+"""For one comparison of latencies, all ways together."""
+_LOOK_EVERY_S: Final = 0.05
 
 
-class Stopwatch:
-    """The build's progress, as seconds by stage."""
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What is wanted of a model's build, as parts of float32's."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    latency: float | None = None
+    size: float | None = None
 
-    @contextmanager
-    def stage(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        began = time.perf_counter()
-        yield lambda steps: None
-        self.seconds[title] = self.seconds.get(title, 0.0) + time.perf_counter() - began
+
+_BARS: Final[Mapping[tuple[str, Objective], Bar]] = {
+    ("efficientnet-lite0", Objective.LATENCY): Bar(latency=0.47, size=0.27),
+    ("silero-vad", Objective.LATENCY): Bar(latency=0.80, size=1.00),
+    ("magika", Objective.LATENCY): Bar(latency=0.40, size=0.37),
+    ("minilm", Objective.LATENCY): Bar(latency=0.40, size=0.25),
+    ("minilm", Objective.SIZE): Bar(size=0.16),
+}
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to make the model, beside the others."""
+
+    name: str
+    seconds: float | None = None
+    """To make it."""
+    size_bytes: int | None = None
+    score: Score | None = None
+    """On what the build held out, or on all where there is too little to hold out."""
+    labelled: Score | None = None
+    latency: Latency | None = None
+    failure: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One model with one objective."""
+
+    model: str
+    objective: Objective
+    build_s: float
+    peak_rss_bytes: int
+    """The build's processes together; memory that they share counts for each."""
+    report: Report
+    ways: tuple[Way, ...]
+    """float32 first, then edgekit's choice."""
+
+    @property
+    def choice(self) -> Way:
+        return self.ways[1]
+
+    @property
+    def lost(self) -> float:
+        before, after = self.ways[0].score, self.choice.score
+        return before.value - after.value if before and after else 0.0
+
+    @property
+    def share(self) -> float:
+        return (self.choice.size_bytes or 0) / (self.ways[0].size_bytes or 1)
+
+    def broken(self) -> list[str]:
+        """The bars that do not hold."""
+        bar = _BARS.get((self.model, self.objective), Bar())
+        latency = self.choice.latency
+        found = []
+        if bar.latency is not None and latency and latency.ratio > bar.latency:
+            found.append(f"latency {latency.ratio:.2f} > {bar.latency:.2f}")
+        if bar.size is not None and self.share > bar.size:
+            found.append(f"size {self.share:.1%} > {bar.size:.0%}")
+        if self.lost > _MOST_LOST:
+            found.append(f"lost {self.lost:.4f}")
+        if self.build_s > _MOST_BUILD_S:
+            found.append(f"build {self.build_s:.0f} s")
+        return found
+
+    def best_peer(self) -> Way | None:
+        """The fastest within the loss allowed, else the most accurate."""
+        able = [w for w in self.ways[2:] if w.failure is None and w.score and w.latency]
+        truth = self.ways[0].score
+        if not able or truth is None:
+            return None
+        near = [w for w in able if truth.value - w.score.value <= _MOST_LOST]  # type: ignore[union-attr]
+        if near:
+            return min(near, key=lambda w: w.latency.ratio)  # type: ignore[union-attr]
+        return max(able, key=lambda w: w.score.value)  # type: ignore[union-attr]
 
 
 def this_machine() -> Profile:
@@ -63,24 +153,10 @@ def this_machine() -> Profile:
     )
 
 
-def float_once_s(real: RealModel) -> float:
-    """Seconds of the float32 model over all samples, data reading not counted."""
-    kind = RuntimeKind.LITERT if real.model.suffix == ".tflite" else RuntimeKind.ONNXRUNTIME
-    session = open_session(kind, real.model, SessionOptions(threads=1))
-    spent = 0.0
-    for data in (real.calibration, real.validation):
-        if data is None:
-            continue
-        for sample in open_data(str(data)).samples(session.inputs):
-            began = time.perf_counter()
-            session.run(sample.feeds)
-            spent += time.perf_counter() - began
-    return spent
-
-
-def measured(real: RealModel, directory: Path) -> dict[str, Any]:
-    once_s = float_once_s(real)
-    watch = Stopwatch()
+def _build(
+    real: RealModel, objective: Objective, output: Path, sender: Connection[Any, Any]
+) -> None:
+    """In a process of its own: its memory is the build's."""
     began = time.perf_counter()
     result = build(
         BuildRequest(
@@ -88,87 +164,250 @@ def measured(real: RealModel, directory: Path) -> dict[str, Any]:
             profiles=(this_machine(),),
             name=real.name,
             version="1.0",
-            output=directory / "out",
+            output=output,
             calibration=str(real.calibration) if real.calibration else None,
             validation=str(real.validation),
-            max_drop=real.max_drop,
-        ),
-        progress=watch,
-    )
-    build_s = time.perf_counter() - began
-    return {
-        "model": real.name,
-        "build_s": build_s,
-        "float32_once_s": once_s,
-        "stages_s": watch.seconds,
-        "bundle_bytes": result.built[0].bundle.size_bytes,
-        "report": result.built[0].report,
-    }
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": read_host().title,
-        "features": sorted(read_host().features),
-        "cores": len(os.sched_getaffinity(0)),
-        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-        "runtimes": {kind.value: version for kind, version in installed_runtimes().items()},
-    }
-
-
-def as_markdown(found: dict[str, Any]) -> str:
-    """The two tables of docs/benchmarks.md."""
-    lines = [
-        "| model | chosen recipe | metric | float32 | chosen | size | latency | build s | once s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for entry in found["models"]:
-        report: Report = entry["report"]
-        by_recipe = {c.recipe: c for c in report.candidates}
-        baseline, winner = report.candidates[0], by_recipe[report.chosen]
-        scores = [c.held_out or c.score for c in (baseline, winner)]
-        values = [f"{s.value:.4f} ({s.rows})" if s else "" for s in scores]
-        share = (winner.size_bytes or 0) / (baseline.size_bytes or 1)
-        ratio = f"{winner.latency.ratio:.2f}" if winner.latency else ""
-        lines.append(
-            f"| {entry['model']} | {report.chosen} | {report.metric.value} | {values[0]} "
-            f"| {values[1]} | {share:.0%} | {ratio} | {entry['build_s']:.1f} "
-            f"| {entry['float32_once_s']:.1f} |"
+            metric=real.metric,
+            objective=objective,
         )
-    for entry in found["models"]:
-        lines += ["", f"{entry['model']}:", "", "| recipe | metric | MB | ms | ratio | outcome |",
-                  "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-        for c in entry["report"].candidates:
-            if c.outcome is Outcome.SKIPPED:
-                continue
-            score = c.held_out or c.score
-            lines.append(
-                f"| {c.recipe} | {score.value if score else float('nan'):.4f} "
-                f"| {(c.size_bytes or 0) / 1e6:.3f} "
-                f"| {c.latency.median_ms if c.latency else float('nan'):.3f} "
-                f"| {c.latency.ratio if c.latency else float('nan'):.2f} "
-                f"| {c.outcome.value}: {c.reason} |"
+    )
+    seconds = time.perf_counter() - began
+    sender.send((seconds, result.built[0].report, result.built[0].bundle.path))
+
+
+def built(real: RealModel, objective: Objective, output: Path) -> tuple[float, int, Report, Path]:
+    """Seconds, peak memory, report and bundle of a build."""
+    spawning = multiprocessing.get_context("spawn")
+    receiver, sender = spawning.Pipe(duplex=False)
+    child = spawning.Process(target=_build, args=(real, objective, output, sender))
+    child.start()
+    sender.close()
+    peak = 0
+    while not receiver.poll(_LOOK_EVERY_S):
+        peak = max(peak, _tree_bytes(child.pid or 0))
+    seconds, report, bundle = receiver.recv()
+    child.join()
+    return seconds, peak, report, bundle
+
+
+def _tree_bytes(pid: int) -> int:
+    found = 0
+    try:
+        parent = psutil.Process(pid)
+        processes = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for process in processes:
+        try:
+            found += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def compared(real: RealModel, report: Report, made: list[peers.Made]) -> tuple[Way, ...]:
+    """Float32, and what was made of it, side by side."""
+    kind = RuntimeKind.LITERT if real.model.suffix == ".tflite" else RuntimeKind.ONNXRUNTIME
+    inputs = open_session(kind, real.model).inputs
+    every = open_data(str(real.validation))
+    holds_out = report.validation_samples >= MIN_HELD_OUT
+
+    def held_out() -> Iterator[Sample]:
+        return islice(every.samples(inputs), int(holds_out), None, 2 if holds_out else 1)
+
+    paths = {_FLOAT: real.model, **{m.way: m.path for m in made if m.failure is None}}
+    scores = _scores(paths, kind, Metric(name=report.metric), held_out)
+    failures = {m.way: m.failure for m in made} | {n: a.failure for n, a in scores.items()}
+    sound = {name: path for name, path in paths.items() if failures[name] is None}
+    latencies = measure_latencies(
+        sound,
+        baseline=real.model,
+        kind=kind,
+        options=SessionOptions(threads=1),
+        feeds=[sample.feeds for sample in islice(held_out(), 4)],
+        budget_s=_LATENCY_S,
+    )
+    labelled: dict[str, Accuracy] = {}
+    if real.labelled is not None:
+        photographs = open_data(str(real.labelled))
+        labelled = _scores(sound, kind, Metric(name="top1"), lambda: photographs.samples(inputs))
+    seconds = {m.way: m.seconds for m in made}
+    return tuple(
+        Way(
+            name=name,
+            seconds=seconds.get(name),
+            size_bytes=paths[name].stat().st_size if name in paths else None,
+            score=scores[name].score if name in sound else None,
+            labelled=labelled[name].score if name in labelled else None,
+            latency=latencies.get(name),
+            failure=failures[name],
+        )
+        for name in (_FLOAT, *(m.way for m in made))
+    )
+
+
+def _scores(
+    paths: Mapping[str, Path],
+    kind: RuntimeKind,
+    metric: Metric,
+    samples: Callable[[], Iterator[Sample]],
+) -> dict[str, Accuracy]:
+    return measure_accuracy(
+        paths,
+        kind=kind,
+        metric=metric,
+        samples=samples,
+        truths=Truths(paths[_FLOAT], kind),
+        advance=lambda steps: None,
+    )
+
+
+def measured(
+    make: Callable[[Path], RealModel], objectives: tuple[Objective, ...], *, with_peers: bool
+) -> Iterator[Entry]:
+    """Prepare a model, build it once for each objective, and compare."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
+        home = Path(directory)
+        real = make(home)
+        by_peers = [
+            peers.make(real, way, home)
+            for way in (peers.WAYS if with_peers and real.model.suffix == ".onnx" else ())
+        ]
+        for objective in objectives:
+            _say(f"{real.name}, {objective.value}")
+            seconds, peak, report, bundle = built(real, objective, home / objective.value)
+            choice = peers.Made(
+                way=_CHOICE, path=_model_of(bundle, home / objective.value), seconds=seconds
             )
-    return "\n".join(lines).replace("nan", "")
+            entry = Entry(
+                model=real.name,
+                objective=objective,
+                build_s=seconds,
+                peak_rss_bytes=peak,
+                report=report,
+                ways=compared(real, report, [choice, *by_peers]),
+            )
+            _say(f"  {report.chosen}: {seconds:.1f} s, {', '.join(entry.broken()) or 'bars hold'}")
+            yield entry
+
+
+def _model_of(bundle: Path, directory: Path) -> Path:
+    """The model of a bundle that this program built, as a file."""
+    with zipfile.ZipFile(bundle) as archive:
+        name = next(n for n in archive.namelist() if Path(n).suffix in (".onnx", ".ort", ".tflite"))
+        path = directory / Path(name).name
+        path.write_bytes(archive.read(name))
+    return path
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_markdown(entries: list[Entry]) -> str:
+    """The tables of docs/benchmarks.md, and every candidate."""
+    lines = [
+        "| model | chosen | metric | float32 | chosen | size | latency | bar | build s | MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | ---: | ---: |",
+    ]
+    for entry in entries:
+        before, after = entry.ways[:2]
+        lines.append(
+            f"| {_named(entry)} | {entry.report.chosen} | {entry.report.metric} "
+            f"| {_score(before.score)} | {_score(after.score, interval=True)} | {entry.share:.1%} "
+            f"| {_ratio(after.latency)} | {'; '.join(entry.broken()) or 'holds'} "
+            f"| {entry.build_s:.1f} | {entry.peak_rss_bytes >> 20} |"
+        )
+    lines += ["", "| model | best peer | metric | size | latency | s | others |"]
+    lines += ["| --- | --- | --- | --- | --- | ---: | --- |"]
+    for entry in entries:
+        lines.append(_peer_row(entry))
+    for entry in entries:
+        lines += ["", f"{_named(entry)}: " + _seconds(entry), ""]
+        lines += ["| way | metric | labelled | MB | ms | ratio | s | failure |", "| --- " * 8 + "|"]
+        lines += [_way_row(way) for way in entry.ways]
+        lines += ["", "| candidate | metric | dB | MB | ms | ratio | outcome |", "| --- " * 7 + "|"]
+        lines += [
+            _candidate_row(c) for c in entry.report.candidates if c.outcome is not Outcome.SKIPPED
+        ]
+    return "\n".join(lines)
+
+
+def _named(entry: Entry) -> str:
+    plain = entry.objective is Objective.LATENCY
+    return entry.model if plain else f"{entry.model}, for {entry.objective.value}"
+
+
+def _seconds(entry: Entry) -> str:
+    stages = sorted(entry.report.seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{title} {seconds:.1f} s" for title, seconds in stages)
+
+
+def _score(score: Score | None, *, interval: bool = False) -> str:
+    if score is None:
+        return ""
+    told = f"{score.value:.4f} ({score.rows})"
+    if interval and score.low is not None and score.high is not None:
+        told = f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]"
+    return told
+
+
+def _ratio(latency: Latency | None) -> str:
+    return f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]" if latency else ""
+
+
+def _peer_row(entry: Entry) -> str:
+    best = entry.best_peer()
+    if best is None:
+        return f"| {_named(entry)} | none | | | | | |"
+    others = len(entry.ways) - 2
+    failed = sum(w.failure is not None for w in entry.ways[2:])
+    share = (best.size_bytes or 0) / (entry.ways[0].size_bytes or 1)
+    return (
+        f"| {_named(entry)} | {best.name} | {_score(best.score)} | {share:.1%} "
+        f"| {_ratio(best.latency)} | {best.seconds:.0f} | {failed} of {others} failed |"
+    )
+
+
+def _way_row(way: Way) -> str:
+    megabytes = f"{way.size_bytes / 1e6:.3f}" if way.size_bytes is not None else ""
+    milliseconds = f"{way.latency.median_ms:.3f}" if way.latency else ""
+    seconds = f"{way.seconds:.1f}" if way.seconds is not None else ""
+    return (
+        f"| {way.name} | {_score(way.score)} | {_score(way.labelled)} | {megabytes} "
+        f"| {milliseconds} | {_ratio(way.latency)} | {seconds} | {way.failure or ''} |"
+    )
+
+
+def _candidate_row(candidate: Candidate) -> str:
+    score, latency = candidate.held_out or candidate.score, candidate.latency
+    noise = f"{candidate.closeness_db:.1f}" if candidate.closeness_db is not None else ""
+    return (
+        f"| {candidate.title} | {_score(score)} | {noise} "
+        f"| {(candidate.size_bytes or 0) / 1e6:.3f} "
+        f"| {f'{latency.median_ms:.3f}' if latency else ''} | {_ratio(latency)} "
+        f"| {candidate.outcome.value}: {candidate.reason} |"
+    )
 
 
 def main() -> None:
+    known = {**real_models.MODELS, **more_models.MODELS}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", choices=sorted(real_models.MODELS))
+    parser.add_argument("--model", action="append", choices=sorted(known))
+    parser.add_argument("--more", action="store_true", help="models of more_models.txt, too")
+    parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--markdown", action="store_true")
-    chosen = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "models": []}
-    for name in chosen.model or real_models.MODELS:
-        with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
-            print(name, file=sys.stderr)
-            home = Path(directory)
-            found["models"].append(measured(real_models.MODELS[name](home), home))
-    found["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if chosen.markdown:
-        print(as_markdown(found))
+    asked = parser.parse_args()
+    entries: list[Entry] = []
+    for name in asked.model or (known if asked.more else real_models.MODELS):
+        barred = tuple(objective for model, objective in _BARS if model == name)
+        entries += measured(
+            known[name], barred or (Objective.LATENCY,), with_peers=not asked.no_peers
+        )
+    if asked.markdown:
+        print(as_markdown(entries))
     else:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        machine.emit(msgspec.to_builtins(entries))
 
 
 if __name__ == "__main__":

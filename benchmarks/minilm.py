@@ -141,11 +141,12 @@ def token_rows(archive: Path, count: int, *, longest: int = 128) -> list[np.ndar
         tokenizer = Tokenizer.from_str(contents.read("tokenizer.json").decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(longest)
-    sentences = _sentences(count)
-    return [np.array([tokenizer.encode(text).ids], np.int64) for text in sentences]
+    texts = sentences(count)
+    return [np.array([tokenizer.encode(text).ids], np.int64) for text in texts]
 
 
-def _sentences(count: int) -> list[str]:
+def sentences(count: int) -> list[str]:
+    """So many different English sentences and paragraphs, in an order of chance."""
     found: dict[str, None] = {}
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("**/*.py")):
         if "site-packages" in file.parts or "test" in file.parts:
