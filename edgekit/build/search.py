@@ -250,7 +250,9 @@ class Search:
         for knob in _QUALITY:
             if knob in knobs:
                 best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
-        if Knob.SPARED in knobs and not self._by_size:
+        # what needs ranges beforehand switches number formats at the ends, and pays for it there
+        has_ends = trial.variant.recipe.needs.estimator is not None
+        if Knob.SPARED in knobs and has_ends and not self._by_size:
             best = self._spare_ends(best)
         for recipe in self._variations(trial):
             if not self._is_over():
