@@ -276,6 +276,7 @@ def measured(
         for objective in objectives:
             _say(f"{real.name}, {objective.value}")
             seconds, peak, report, bundle = built(real, objective, home / objective.value)
+            _say(f"  {report.chosen} in {seconds:.1f} s")
             choice = peers.Made(
                 way=_CHOICE, path=_model_of(bundle, home / objective.value), seconds=seconds
             )
@@ -287,7 +288,7 @@ def measured(
                 report=report,
                 ways=compared(real, report, [choice, *by_peers]),
             )
-            _say(f"  {report.chosen}: {seconds:.1f} s, {', '.join(entry.broken()) or 'bars hold'}")
+            _say(f"  {', '.join(entry.broken()) or 'bars hold'}")
             yield entry
 
 

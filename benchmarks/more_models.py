@@ -3,7 +3,7 @@
 PP-OCRv4's three (Apache-2.0; opset 11 and 12, weights in Constant nodes, open sizes), which find
 text, turn it and read it, with sentences of Python's documentation in the fonts of this machine;
 an LSTM that foretells the loudness of the bands of speech, trained here on spoken clips; and
-scikit-learn's boosted trees and support vector machine, trained here on its scanned digits.
+scikit-learn's random forest and support vector machine, trained here on its scanned digits.
 `more_models.txt` names the packages. Nothing is fetched here.
 
 Invariant: the same machine gives the same files; calibration and validation share no sample.
@@ -112,7 +112,7 @@ def text_direction(directory: Path, *, lines: int = 1200) -> RealModel:
     )
 
 
-def text_finder(directory: Path, *, pages: int = 240) -> RealModel:
+def text_finder(directory: Path, *, pages: int = 144) -> RealModel:
     """Lines here and there on a page."""
     from PIL import Image
 
@@ -200,7 +200,6 @@ def _digits(directory: Path, name: str, learner: Any) -> RealModel:
     points = points.astype(np.float32)
     learner.fit(points[::2], labels[::2])
     model = directory / f"{name}.onnx"
-    # the scores of the classes first: they are what is judged
     converted = to_onnx(learner, points[:1], options={"zipmap": False})
     model.write_bytes(converted.SerializeToString())
     return RealModel(
@@ -211,10 +210,10 @@ def _digits(directory: Path, name: str, learner: Any) -> RealModel:
     )
 
 
-def digits_trees(directory: Path) -> RealModel:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+def digits_forest(directory: Path) -> RealModel:
+    from sklearn.ensemble import RandomForestClassifier
 
-    return _digits(directory, "digits-trees", HistGradientBoostingClassifier(random_state=0))
+    return _digits(directory, "digits-forest", RandomForestClassifier(60, random_state=0))
 
 
 def digits_vectors(directory: Path) -> RealModel:
@@ -230,6 +229,6 @@ MODELS: Mapping[str, Callable[[Path], RealModel]] = {
     "text-direction": text_direction,
     "text-finder": text_finder,
     "loudness-lstm": loudness,
-    "digits-trees": digits_trees,
+    "digits-forest": digits_forest,
     "digits-vectors": digits_vectors,
 }
