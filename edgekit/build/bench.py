@@ -33,6 +33,10 @@ _LATENCY_S: Final = 0.5
 _LATENCY_FEEDS: Final = 4
 
 
+_SELECTION_S: Final = 4.0
+"""How long float32 may take over the selection: beyond `_LEAST_SELECTED` samples no more are looked
+at, or the search would see few variants. What is held out is run whole."""
+_LEAST_SELECTED: Final = 128
 MIN_HELD_OUT: Final = 100
 """Samples from which on half are kept from the choice and used for the report alone."""
 
@@ -52,6 +56,7 @@ class Bench:
         self.kind, self.baseline, self.metric = kind, baseline, metric
         self.samples = count if count is not None else sum(1 for _ in samples())
         self._series, self._progress = samples, progress
+        self._most: int | None = None
         self._truths = {part: Truths(baseline, kind) for part in (0, 1)}
         self._accuracies: dict[tuple[str, int], Accuracy] = {}
         self._latencies: dict[tuple[str, int], Latency] = {}
@@ -63,8 +68,8 @@ class Bench:
         return self.samples >= MIN_HELD_OUT
 
     def selection(self) -> Iterator[Sample]:
-        """The samples that search and choice may see."""
-        return islice(self._series(), 0, None, 2 if self.holds_out else 1)
+        """The samples that search and choice look at, of those that they may see."""
+        return islice(islice(self._series(), 0, None, 2 if self.holds_out else 1), self._most)
 
     def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy of each variant on the selection, by title."""
@@ -80,7 +85,7 @@ class Bench:
 
     def screen(self, threads: int) -> Screen:
         """Quick figures, on the first samples of the selection."""
-        return Screen(
+        screen = Screen(
             self.selection(),
             truths=self._truths[0],
             baseline=self.baseline,
@@ -88,6 +93,9 @@ class Bench:
             metric=self.metric,
             options=SessionOptions(threads=threads),
         )
+        if self._most is None:
+            self._most = max(_LEAST_SELECTED, int(_SELECTION_S / max(screen.sample_s, 1e-9)))
+        return screen
 
     def _measured(
         self,

@@ -90,6 +90,8 @@ class Screen:
             if enough or kept_bytes > _KEPT_BYTES:
                 break
             began = time.perf_counter()
+        self.sample_s = spent_s / max(1, len(self._kept))
+        """Seconds for reading a sample and running the baseline on it; less if it had been run."""
 
     @property
     def feeds(self) -> list[Tensors]:

@@ -46,8 +46,9 @@ def _make(
 def _recipe(
     granularity: Granularity, activations: Activations, reduced: bool, estimator: Estimator
 ) -> Recipe:
-    arithmetic = activations.value + ("-reduced" if reduced else "")
-    family = f"int8-static/{granularity.value}/{arithmetic}"
+    ending = "-reduced" if reduced else ""
+    family = f"int8-static/{granularity.value}/{activations.value}{ending}"
+    simplest = f"int8-static/{granularity.value}/{Activations.U8.value}{ending}/minmax"
     return Recipe(
         id=f"{family}/{estimator.value}",
         title=f"8 bits, {_TITLES[granularity]}"
@@ -63,8 +64,13 @@ def _recipe(
         output_step=1 / 255,
         knobs=frozenset({Knob.SPARED, Knob.WIDE, Knob.CORRECTED, Knob.RECONSTRUCTED})
         | (frozenset() if granularity is Granularity.PER_CHANNEL else {Knob.EQUALIZED}),
-        varies=None if estimator is Estimator.MINMAX else f"{family}/{Estimator.MINMAX.value}",
+        varies=_varied(f"{family}/{estimator.value}", f"{family}/minmax", simplest),
     )
+
+
+def _varied(own: str, same_arithmetic: str, simplest: str) -> str | None:
+    """By estimator first, then by the activations' number format."""
+    return next((other for other in (same_arithmetic, simplest) if other != own), None)
 
 
 RECIPES: Final = tuple(
