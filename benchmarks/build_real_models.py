@@ -307,22 +307,12 @@ def _say(text: str) -> None:
 
 def as_markdown(entries: list[Entry]) -> str:
     """The tables of docs/benchmarks.md, and every candidate."""
-    lines = [
-        "| model | chosen | metric | float32 | chosen | size | latency | bar | build s | MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | ---: | ---: |",
-    ]
-    for entry in entries:
-        before, after = entry.ways[:2]
-        lines.append(
-            f"| {_named(entry)} | {entry.report.chosen} | {entry.report.metric} "
-            f"| {_score(before.score)} | {_score(after.score, interval=True)} | {entry.share:.1%} "
-            f"| {_ratio(after.latency)} | {'; '.join(entry.broken()) or 'holds'} "
-            f"| {entry.build_s:.1f} | {entry.peak_rss_bytes >> 20} |"
-        )
-    lines += ["", "| model | best peer | metric | size | latency | s | others |"]
-    lines += ["| --- | --- | --- | --- | --- | ---: | --- |"]
-    for entry in entries:
-        lines.append(_peer_row(entry))
+    titles = (
+        "model", "chosen", "metric", "float32 -> chosen", "size", "latency", "bar", "build s",
+        "MiB", "best peer", "its metric", "size", "latency",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    lines += [_summary(entry) for entry in entries]
     for entry in entries:
         lines += ["", f"{_named(entry)}: " + _seconds(entry), ""]
         lines += ["| way | metric | labelled | MB | ms | ratio | s | failure |", "| --- " * 8 + "|"]
@@ -332,6 +322,27 @@ def as_markdown(entries: list[Entry]) -> str:
             _candidate_row(c) for c in entry.report.candidates if c.outcome is not Outcome.SKIPPED
         ]
     return "\n".join(lines)
+
+
+def _summary(entry: Entry) -> str:
+    before, after = entry.ways[:2]
+    found = [
+        _named(entry),
+        entry.report.chosen,
+        entry.report.metric,
+        f"{before.score.value:.4f} -> {_score(after.score)}" if before.score else "",
+        f"{entry.share:.1%}",
+        _ratio(after.latency),
+        "; ".join(entry.broken()) or "holds",
+        f"{entry.build_s:.0f}",
+        f"{entry.peak_rss_bytes >> 20}",
+    ]
+    best = entry.best_peer()
+    if best is None:
+        return f"| {' | '.join(found)} | none | | | |"
+    share = (best.size_bytes or 0) / (before.size_bytes or 1)
+    found += [best.name, _score(best.score), f"{share:.1%}", _ratio(best.latency)]
+    return f"| {' | '.join(found)} |"
 
 
 def _named(entry: Entry) -> str:
@@ -344,30 +355,15 @@ def _seconds(entry: Entry) -> str:
     return ", ".join(f"{title} {seconds:.1f} s" for title, seconds in stages)
 
 
-def _score(score: Score | None, *, interval: bool = False) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return ""
-    told = f"{score.value:.4f} ({score.rows})"
-    if interval and score.low is not None and score.high is not None:
-        told = f"{score.value:.4f} [{score.low:.4f}, {score.high:.4f}]"
-    return told
+    interval = "" if score.low is None else f" [{score.low:.4f}, {score.high:.4f}]"
+    return f"{score.value:.4f}{interval} ({score.rows})"
 
 
 def _ratio(latency: Latency | None) -> str:
     return f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]" if latency else ""
-
-
-def _peer_row(entry: Entry) -> str:
-    best = entry.best_peer()
-    if best is None:
-        return f"| {_named(entry)} | none | | | | | |"
-    others = len(entry.ways) - 2
-    failed = sum(w.failure is not None for w in entry.ways[2:])
-    share = (best.size_bytes or 0) / (entry.ways[0].size_bytes or 1)
-    return (
-        f"| {_named(entry)} | {best.name} | {_score(best.score)} | {share:.1%} "
-        f"| {_ratio(best.latency)} | {best.seconds:.0f} | {failed} of {others} failed |"
-    )
 
 
 def _way_row(way: Way) -> str:
