@@ -16,6 +16,7 @@ SHORT = {
     "calibration": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
     "local_api": ("--rounds", "2"),
+    "sensitivity": ("--short",),
     "transfer": ("--mib", "2", "--rounds", "1"),
 }
 """`build_real_models` runs the builds of test_build_real_models.py again; it has no short form."""

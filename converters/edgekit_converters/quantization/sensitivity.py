@@ -1,18 +1,19 @@
-"""How much noise quantization adds at each node: all nodes measured in one pass over few samples.
+"""What quantizing one node, and no other, does to the outputs: for every node, with one model.
 
-One model computes every node twice: as it is, and beside that from quantized inputs with quantized
-weights. Both see the float model's activations, so what is measured is the node's own noise, and
-nothing of the nodes before it. Noise powers relative to the signal add up along a network (Lin,
-Talathi and Annapureddy, "Fixed point quantization of deep convolutional networks", ICML 2016,
-section 3), which makes them comparable between nodes: the greatest are what to leave out first.
+Each node stands in an If: as it is, or computed from quantized inputs with quantized weights and
+its result rounded. An input of the model says which node that is, so that trying one costs a run
+and no other making, loading or optimizing of a model. What later layers amplify, or average out,
+is in the figure; only how errors of several nodes add up is not (Lin, Talathi and Annapureddy,
+"Fixed point quantization of deep convolutional networks", ICML 2016, section 3, has them add).
 
-Invariant: the model file is only read; memory is that of the model's activations, since nothing but
-two numbers per node leaves the runtime.
+Invariant: the model file is only read; one sample's outputs are in memory at a time. Samples are
+taken while there is time, so that all nodes are measured on the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
-from edgekit_runtime.session import Optimization, SessionOptions, open_session
+from edgekit_runtime.session import Optimization, Session, SessionOptions, open_session
 
 __all__ = ["NodeNoise", "measure_noise"]
 
@@ -34,25 +35,28 @@ _LEAST_DB: Final = -200.0
 """No noise at all."""
 _SIGNED, _UNSIGNED = 127, 255
 _CHANNEL_AXES: Final = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
+_SWITCH: Final = "which node is quantized"
+_NONE: Final = -1
+_TIME_S: Final = 3.0
+"""After so long no further sample is begun."""
 
 
 class NodeNoise(msgspec.Struct, frozen=True, kw_only=True):
-    """What quantizing one node adds to its output."""
+    """What quantizing one node does to the model's outputs."""
 
     node: str
     operator: str
     noise_db: float
-    """Noise power over signal power of the node's output: greater is worse."""
+    """Noise power over signal power of the worst output: greater is worse."""
     parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Probe:
-    """A node that is computed twice, and the outputs that tell the sums of squares."""
+    """A node that can be switched, in the order of their numbers."""
 
-    node: NodeProto
-    noise: str
-    signal: str
+    node: str
+    operator: str
     parameters: int
 
 
@@ -65,37 +69,63 @@ def measure_noise(
     per_channel: bool,
     threads: int,
     scratch: Path,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[NodeNoise, ...]:
     """Noise of each selected node that computes something, the noisiest first.
 
-    `ranges` are by observed tensor, as calibration gives them. Errors: those of the runtime.
+    `ranges` are by observed tensor, as calibration gives them. At least one sample is run for every
+    node, more while there is time. Errors: those of the runtime.
     """
     proto = onnx.load_model(model)
     sources = {name: ranges[seen] for name, seen in selection.sources.items() if seen in ranges}
-    probes = _insert(proto.graph, selection, sources, per_channel=per_channel)
+    probes = _switchable(proto.graph, selection, sources, per_channel=per_channel)
     if not probes:
         return ()
-    path = scratch / "probed.onnx"
+    path = scratch / "switched.onnx"
     onnx.save_model(proto, path)
-    sums = np.zeros((len(probes), 2))
     # optimized, onnxruntime would round the weights once more, and coarser
     options = SessionOptions(threads=threads, optimization=Optimization.NONE)
     session = open_session(RuntimeKind.ONNXRUNTIME, path, options)
+    sums = np.zeros((len(probes), len(proto.graph.output), 2))
+    ends = clock() + _TIME_S
     for feeds in samples:
-        outputs = session.run(feeds)
-        sums += [(float(outputs[p.noise]), float(outputs[p.signal])) for p in probes]
+        right = _run(session, feeds, _NONE)
+        for number in range(len(probes)):
+            sums[number] += _powers(_run(session, feeds, number), right)
+        if clock() >= ends:
+            break
     session.close()
     path.unlink()
     found = [
         NodeNoise(
-            node=probe.node.name,
-            operator=probe.node.op_type,
-            noise_db=_decibels(noise, signal),
+            node=probe.node,
+            operator=probe.operator,
+            noise_db=max(_decibels(noise, signal) for noise, signal in of_outputs),
             parameters=probe.parameters,
         )
-        for probe, (noise, signal) in zip(probes, sums, strict=True)
+        for probe, of_outputs in zip(probes, sums, strict=True)
     ]
     return tuple(sorted(found, key=lambda noise: -noise.noise_db))
+
+
+def _run(session: Session, feeds: Mapping[str, np.ndarray], number: int) -> list[np.ndarray]:
+    return list(session.run({**feeds, _SWITCH: np.array(number, np.int64)}).values())
+
+
+def _powers(got: list[np.ndarray], want: list[np.ndarray]) -> np.ndarray:
+    """Sums of squares of error and signal of each output; of what has no distance, counts."""
+    found = []
+    for array, right in zip(got, want, strict=True):
+        if array.shape != right.shape:  # as many rows as were found: all of them wrong
+            found.append((float(right.size), float(right.size)))
+        elif right.dtype.kind != "f":
+            found.append((float((array != right).sum()), float(right.size)))
+        else:
+            finite = np.isfinite(right) & np.isfinite(array)
+            wide = right[finite].astype(np.float64)
+            error = array[finite] - wide
+            found.append((float(error @ error), float(wide @ wide)))
+    return np.array(found)
 
 
 def _decibels(noise: float, signal: float) -> float:
@@ -104,82 +134,88 @@ def _decibels(noise: float, signal: float) -> float:
     return max(_LEAST_DB, float(10 * np.log10(noise / signal)))
 
 
-def _insert(
+def _switchable(
     main: GraphProto, selection: Selection, ranges: Mapping[str, Range], *, per_channel: bool
 ) -> list[_Probe]:
-    """Add to the graph, beside every selected node, its quantized self and two outputs."""
+    """Put every selected node behind an If on its number; what follows reads the If's output."""
     constants = graph.initializers(main)
-    clamps = {n.input[0]: n for n in main.node if n.op_type in ("Relu", "Clip")}
     chosen = set(selection.nodes)
-    quantized: dict[str, str] = {}
     probes: list[_Probe] = []
-    added: list[NodeProto] = []
-
-    def fake(name: str) -> str:
-        """The tensor as its integers represent it."""
-        if name not in quantized:
-            quantized[name] = f"{name}/quantized"
-            added.extend(_round_trip(main, name, quantized[name], ranges[name]))
-        return quantized[name]
-
-    for node in [n for n in main.node if n.name in chosen and n.op_type not in FIRST_INPUT_ONLY]:
+    nodes: list[NodeProto] = []
+    for node in main.node:
+        nodes.append(node)
         values = [name for name in node.input if name and name not in constants]
-        if not all(name in ranges for name in (*values, node.output[0])):
+        takes_part = node.name in chosen and node.op_type not in FIRST_INPUT_ONLY
+        if not takes_part or not all(name in ranges for name in (*values, node.output[0])):
             continue
-        beside = NodeProto()
-        beside.CopyFrom(node)
-        beside.name = f"{node.name}/quantized"
-        parameters = 0
-        for index, name in enumerate(node.input):
-            if name in values:
-                beside.input[index] = fake(name)
-            elif name and index == 1 and node.op_type in _CHANNEL_AXES:
-                beside.input[index] = f"{node.name}/weights"
-                weights = numpy_helper.to_array(constants[name])
-                parameters = weights.size
-                rounded = _rounded(weights, _axis(node, weights) if per_channel else None)
-                main.initializer.append(numpy_helper.from_array(rounded, beside.input[index]))
-        end = node.output[0]
-        beside.output[0] = f"{end}/beside"
-        added.append(beside)
-        last = beside.output[0]
-        clamp = clamps.get(end)
-        if clamp is not None and clamp.name in chosen:
-            follower = NodeProto()
-            follower.CopyFrom(clamp)
-            follower.name, follower.input[0] = f"{clamp.name}/beside {node.name}", last
-            end, last = clamp.output[0], f"{last}/clamped"
-            follower.output[0] = last
-            added.append(follower)
-        added.extend(_round_trip(main, last, f"{last}/rounded", ranges[node.output[0]]))
-        probe = _Probe(
-            node=node,
-            noise=f"probe noise {len(probes)}",
-            signal=f"probe signal {len(probes)}",
-            parameters=parameters,
-        )
-        added += [
-            helper.make_node("Sub", [f"{last}/rounded", end], [f"{last}/noise"]),
-            helper.make_node("ReduceSumSquare", [f"{last}/noise"], [probe.noise], keepdims=0),
-            helper.make_node("ReduceSumSquare", [end], [probe.signal], keepdims=0),
+        number, end = len(probes), node.output[0]
+        weights = None
+        if len(node.input) > 1 and node.op_type in _CHANNEL_AXES:
+            held = constants.get(node.input[1])
+            weights = None if held is None else numpy_helper.to_array(held)
+        quantized = NodeProto()
+        quantized.CopyFrom(node)
+        node.output[0] = f"{end}/float"
+        nodes += [
+            helper.make_node("Equal", [_SWITCH, f"{end}/number"], [f"{end}/is quantized"]),
+            helper.make_node(
+                "If",
+                [f"{end}/is quantized"],
+                [end],
+                then_branch=_branch(quantized, values, ranges, weights, per_channel=per_channel),
+                else_branch=helper.make_graph(
+                    [helper.make_node("Identity", [f"{end}/float"], [f"{end}/kept"])],
+                    "float",
+                    [],
+                    [_untyped(f"{end}/kept")],
+                ),
+            ),
         ]
-        probes.append(probe)
-    del main.output[:]
-    main.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [])
-        for probe in probes
-        for name in (probe.noise, probe.signal)
-    )
-    main.node.extend(added)
+        main.initializer.append(numpy_helper.from_array(np.array(number), f"{end}/number"))
+        parameters = 0 if weights is None else weights.size
+        probes.append(_Probe(node=node.name, operator=node.op_type, parameters=parameters))
+    del main.node[:]
+    main.node.extend(nodes)
+    main.input.append(helper.make_tensor_value_info(_SWITCH, TensorProto.INT64, []))
     return probes
 
 
-def _round_trip(main: GraphProto, name: str, out: str, found: Range) -> list[NodeProto]:
+def _branch(
+    node: NodeProto,
+    values: list[str],
+    ranges: Mapping[str, Range],
+    weights: np.ndarray | None,
+    *,
+    per_channel: bool,
+) -> GraphProto:
+    """The node from quantized inputs with quantized weights, and its result rounded."""
+    end, constants, nodes = node.output[0], list[TensorProto](), list[NodeProto]()
+    for name in dict.fromkeys(values):
+        nodes += _round_trip(constants, name, f"{end}/read {name}", ranges[name])
+    for index, name in enumerate(node.input):
+        if name in values:
+            node.input[index] = f"{end}/read {name}"
+    if weights is not None:
+        rounded = _rounded(weights, _axis(node, weights) if per_channel else None)
+        node.input[1] = f"{end}/weights"
+        constants.append(numpy_helper.from_array(rounded, node.input[1]))
+    node.output[0] = f"{end}/computed"
+    nodes.append(node)
+    # a range that a clamp behind it would cut off is not in the node's own
+    nodes += _round_trip(constants, node.output[0], f"{end}/rounded", ranges[end])
+    return helper.make_graph(nodes, "quantized", [], [_untyped(f"{end}/rounded")], constants)
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def _round_trip(constants: list[TensorProto], name: str, out: str, found: Range) -> list[NodeProto]:
     """Quantize and dequantize a tensor to the 256 levels of its range."""
     scale = max((found.high - found.low) / _UNSIGNED, 1e-30)
     zero = int(np.clip(round(-found.low / scale), 0, _UNSIGNED))
-    main.initializer.append(numpy_helper.from_array(np.float32(scale), f"{out}/scale"))
-    main.initializer.append(numpy_helper.from_array(np.uint8(zero), f"{out}/zero"))
+    constants.append(numpy_helper.from_array(np.float32(scale), f"{out}/scale"))
+    constants.append(numpy_helper.from_array(np.uint8(zero), f"{out}/zero"))
     grid = [f"{out}/scale", f"{out}/zero"]
     return [
         helper.make_node("QuantizeLinear", [name, *grid], [f"{out}/integers"]),
