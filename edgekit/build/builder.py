@@ -35,7 +35,9 @@ from edgekit_contract import limits
 from edgekit_contract.manifest import Provenance
 from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
 from edgekit_converters import isolation
+from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.facts import read_facts, weight_bytes
+from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.sources import open_source
@@ -140,13 +142,18 @@ class _Build:
         self._ends = began + request.search_time_s
         self._kitchen = Kitchen(
             material,
-            plan.estimators,
+            plan.estimators or self._ranking_estimators(),
             workshop,
             scratch=scratch,
             threads=read_host().cores,
             progress=watch,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
+
+    def _ranking_estimators(self) -> tuple[Estimator, ...]:
+        """Without a recipe that needs ranges nodes are ranked by them, where there can be any."""
+        weighted = self._material.normalized_facts.weighted.keys()
+        return (Estimator.MINMAX,) if weighted & STATIC_OPERATORS else ()
 
     def execute(self) -> tuple[Built, ...]:
         source, request = self._material.source, self._request
@@ -181,21 +188,24 @@ class _Build:
         # more threads than this machine has cores would measure the scheduler
         measured_threads = min(threads, host.cores)
         on_target = host.is_of(profile.cpu) and measured_threads == threads
+        bounds = Bounds(
+            max_drop=request.max_drop,
+            max_ms=request.max_ms,
+            max_mb=request.max_mb,
+            budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
+        )
         contest = Contest(
             plan=plan,
             bench=bench,
             threads=measured_threads,
             objective=request.objective,
-            bounds=Bounds(
-                max_drop=request.max_drop,
-                max_ms=request.max_ms,
-                max_mb=request.max_mb,
-                budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
-            ),
+            bounds=bounds,
             on_target=on_target,
             search_time_s=request.search_time_s / len(self._plan.profiles),
         )
-        verdict = contest.hold(self._search(plan, bench, measured_threads, on_target))
+        verdict = contest.hold(
+            self._search(plan, bench, bounds, threads=measured_threads, on_target=on_target)
+        )
         variant = verdict.winner
         golden = self._golden_of(variant, plan)
         peak = peak_ram_bytes(
@@ -231,7 +241,9 @@ class _Build:
         )
         return report, self._contents(plan, variant, golden, report)
 
-    def _search(self, plan: ProfilePlan, bench: Bench, threads: int, on_target: bool) -> Search:
+    def _search(
+        self, plan: ProfilePlan, bench: Bench, bounds: Bounds, *, threads: int, on_target: bool
+    ) -> Search:
         profiles = self._plan.profiles
         now = time.monotonic()
         slice_s = max(0.0, self._ends - now) / (len(profiles) - profiles.index(plan))
@@ -240,7 +252,7 @@ class _Build:
             self._kitchen,
             bench.screen(threads),
             objective=self._request.objective,
-            max_drop=self._request.max_drop,
+            bounds=bounds,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
             deadlines=(now + slice_s * _TRIALS_SHARE, now + slice_s * _RELIEF_SHARE),

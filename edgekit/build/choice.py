@@ -52,13 +52,14 @@ def choose(
     baseline = candidates[0]
     judged = [_judge(c, baseline, bounds, on_target, margin=True) for c in candidates]
     able = [c for c in judged if c.outcome is Outcome.CHOSEN]
-    if {c.title for c in able} <= {baseline.title}:  # rather one at the edge than none
+    if not any(_gains(c, baseline, objective, on_target) for c in able):
+        # rather one at the edge than none
         judged = [_judge(c, baseline, bounds, on_target, margin=False) for c in candidates]
         able = [c for c in judged if c.outcome is Outcome.CHOSEN]
     if not able:
         told = "; ".join(f"{c.title}: {c.reason}" for c in judged if c.reason)
         raise NothingFits(f"no variant keeps the bounds ({told}): loosen one.")
-    winner = _best(able, objective, on_target)
+    winner = _best(able, objective, on_target, bounds.max_drop)
     reason = _why(winner, baseline, objective, on_target)
     return tuple(
         msgspec.structs.replace(candidate, outcome=Outcome.CHOSEN, reason=reason)
@@ -70,6 +71,15 @@ def choose(
         else candidate
         for candidate in judged
     )
+
+
+def _gains(
+    candidate: Candidate, baseline: Candidate, objective: Objective, on_target: bool
+) -> bool:
+    """Whether it is better than the baseline in what is asked for."""
+    if objective is Objective.LATENCY and on_target:
+        return candidate.latency is not None and candidate.latency.is_faster
+    return _size(candidate) < _size(baseline) * (1 - _SAME_SIZE)
 
 
 def is_tolerable(
@@ -123,12 +133,16 @@ def _broken(
     return None
 
 
-def _best(able: Sequence[Candidate], objective: Objective, on_target: bool) -> Candidate:
+def _best(
+    able: Sequence[Candidate], objective: Objective, on_target: bool, max_drop: float
+) -> Candidate:
     if objective is Objective.SIZE:
         return min(_smallest(able), key=lambda c: (_speed(c), *_finest(c), c.title))
     if objective is Objective.ACCURACY or not on_target:
         best = max(map(_quality, able))
-        equal = [c for c in able if _quality(c) > best - _EQUAL]
+        # where time cannot tell, what may be lost is spent on size, but for half of it
+        apart = _EQUAL if objective is Objective.ACCURACY else max(_EQUAL, max_drop / 2)
+        equal = [c for c in able if _quality(c) >= best - apart]
         if objective is Objective.ACCURACY and on_target:
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:

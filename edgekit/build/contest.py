@@ -21,6 +21,7 @@ from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
+from edgekit_contract.errors import Refused
 from edgekit_converters import external
 
 __all__ = ["Contest", "Verdict"]
@@ -59,6 +60,10 @@ class Contest:
         """Errors: `NothingFits`."""
         pending = list(search.explore())
         baseline = search.trials[0]
+        if baseline.failure is not None:
+            raise Refused(
+                f"the model itself cannot be measured ({baseline.failure}): check model and data."
+            )
         ranked = [baseline, *self._finals(search, baseline, pending)]
         accuracies = self._accuracies(ranked)
         worth = [t.variant for t in ranked if self._is_worth(accuracies, baseline, t)]
@@ -113,7 +118,7 @@ class Contest:
         tried: list[Trial] = []
         reach: float | None = None
         while pending and len(tried) < _FINALISTS:
-            if reach is not None and search.key(pending[0])[0] > reach:
+            if reach is not None and search.key(pending[0])[:2] > (0.0, reach):
                 break
             batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
             tried += batch
@@ -121,8 +126,8 @@ class Contest:
                 fine = found.failure is None and is_tolerable(
                     truth, found.score, self.bounds.max_drop
                 )
-                key = search.key(trial)[0]
-                if fine and (reach is None or key < reach):
+                over, key = search.key(trial)[:2]
+                if fine and not over and (reach is None or key < reach):
                     reach = key + abs(key) * _REACH
                 relieved = None if fine else search.relieve(trial)
                 if relieved is not None and relieved.failure is None:

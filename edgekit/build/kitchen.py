@@ -31,7 +31,7 @@ from edgekit_converters.conditioning.moments import collect_moments, write_momen
 from edgekit_converters.conditioning.smoothing import smooth_file
 from edgekit_converters.proof import same_outputs
 from edgekit_converters.quantization.selection import select_static
-from edgekit_converters.recipes import find_recipe
+from edgekit_converters.recipes import BASELINE, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 from edgekit_converters.tensorfile import read_tensors
@@ -39,6 +39,11 @@ from edgekit_runtime.session import open_session
 
 __all__ = ["Base", "Kitchen", "Variant"]
 
+_SUFFIXES: Final = {
+    RuntimeKind.ONNXRUNTIME: ".onnx",
+    RuntimeKind.LITERT: ".tflite",
+    RuntimeKind.NULL: ".json",
+}
 _MAKE_TIMEOUT_S: Final = 120.0
 _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
@@ -91,9 +96,8 @@ class Kitchen:
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
         self.calibration = calibrate(material, estimators, scratch=scratch, progress=progress)
-        self._bases: dict[Base, tuple[Path, Calibration] | None] = {
-            Base.NORMALIZED: (material.normalized.path, self.calibration)
-        }
+        self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
+        self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
         self._moments: dict[Base, Path] = {}
         self._made: dict[tuple[str, Tuning], Variant] = {}
 
@@ -113,11 +117,23 @@ class Kitchen:
         with ThreadPoolExecutor(_MAKERS) as pool:
             list(pool.map(self.make, recipes))
 
-    def base(self, base: Base) -> tuple[Path, Calibration] | None:
-        """The float model to start from, and its ranges; None where rewriting it does not help."""
+    def base(self, base: Base) -> Path | None:
+        """The float model to start from; None where rewriting it does not help."""
         if base not in self._bases:
             self._bases[base] = self._rewritten(base)
         return self._bases[base]
+
+    def _calibration_of(self, base: Base, path: Path) -> Calibration:
+        """Ranges of a rewritten model, estimated when first asked for."""
+        if base not in self._calibrations:
+            self._calibrations[base] = calibrate(
+                self.material,
+                self._estimators,
+                scratch=self._scratch,
+                progress=self._progress,
+                model=path,
+            )
+        return self._calibrations[base]
 
     def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
         """A few calibration samples, else validation samples, else made-up ones."""
@@ -131,20 +147,25 @@ class Kitchen:
             yield sample.feeds
 
     def _make(self, recipe: Recipe, tuning: Tuning) -> Variant:
-        out = self._scratch / f"{recipe.id.replace('/', '_')}-{len(self._made)}.onnx"
-        found = self.base(Base.of(tuning))
-        if found is None:
+        source = self.material.source
+        if recipe.id == BASELINE:
+            return Variant(recipe=recipe, path=source.path)
+        name = f"{recipe.id.replace('/', '_')}-{len(self._made)}"
+        out = self._scratch / f"{name}{_SUFFIXES[source.kind]}"
+        path = self.base(Base.of(tuning))
+        if path is None:
             return Variant(
                 recipe=recipe, tuning=tuning, path=out, failure="the rewriting changed nothing"
             )
-        path, calibration = found
-        estimator = recipe.needs.estimator
-        ranges = calibration.ranges.get(estimator, {}) if estimator is not None else {}
+        ranges: Mapping[str, Range] = {}
+        if (estimator := recipe.needs.estimator) is not None:
+            ranges = self._calibration_of(Base.of(tuning), path).ranges.get(estimator, {})
         needs_moments = tuning.corrected or tuning.reconstructed
         arguments = {
             "recipe": recipe.id,
             "tuning": msgspec.to_builtins(tuning),
-            "given": str(self.material.source.path),
+            "kind": source.kind.value,
+            "given": str(source.path),
             "normalized": str(path),
             "ranges": {name: (r.low, r.high) for name, r in ranges.items()},
             "moments": str(self._moments_of(Base.of(tuning))) if needs_moments else None,
@@ -162,24 +183,15 @@ class Kitchen:
         bounds = isolation.limits_for(size, timeout_s=_MAKE_TIMEOUT_S)
         return self._workshop.run(step, target, arguments, bounds)
 
-    def _rewritten(self, base: Base) -> tuple[Path, Calibration] | None:
+    def _rewritten(self, base: Base) -> Path | None:
         source, out = self.material.normalized.path, self._scratch / f"{base.value}.onnx"
         try:
             changed = _REWRITES[base](
                 source, out, self.feeds(), threads=self._threads, scratch=self._scratch
             )
-            if not changed or not self._holds(out):
-                return None
+            return out if changed and self._holds(out) else None
         except Refused:
             return None
-        ranges = calibrate(
-            self.material,
-            self._estimators,
-            scratch=self._scratch,
-            progress=self._progress,
-            model=out,
-        )
-        return out, ranges
 
     def _holds(self, path: Path) -> bool:
         """Whether a rewritten model computes what the given one does."""
@@ -191,9 +203,8 @@ class Kitchen:
     def _moments_of(self, base: Base) -> Path:
         """Moments of what weighted nodes read, collected when first asked for."""
         if base not in self._moments:
-            found = self.base(base)
-            assert found is not None
-            model = found[0]
+            model = self.base(base)
+            assert model is not None
             nodes = select_static(onnx.load_model(model, load_external_data=False)).nodes
             path = self._scratch / f"moments-{base.value}.npz"
             with self._progress.stage("observing what layers read", _MOMENT_SAMPLES) as advance:
@@ -214,6 +225,7 @@ def make(
     *,
     recipe: str,
     tuning: Any,
+    kind: str,
     given: str,
     normalized: str,
     ranges: Mapping[str, Any],
@@ -232,7 +244,7 @@ def make(
             moments=Path(moments) if moments is not None else None,
         )
     )
-    open_session(RuntimeKind.ONNXRUNTIME, Path(out)).run(read_tensors(Path(feeds)))
+    open_session(RuntimeKind(kind), Path(out)).run(read_tensors(Path(feeds)))
 
 
 def _reason(error: Refused, out: Path) -> str:

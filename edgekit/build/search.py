@@ -15,6 +15,7 @@ that is under way when it ends; every variant that was made is in the result wit
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
@@ -24,7 +25,8 @@ from typing import Final
 import msgspec
 import onnx
 
-from edgekit.build.kitchen import Base, Kitchen
+from edgekit.build.choice import Bounds
+from edgekit.build.kitchen import Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
@@ -49,6 +51,10 @@ _HOPELESS_DB: Final = 0.0
 _NOISE_SAMPLES: Final = 16
 _OUT_OF_REACH: Final = 1.15
 """Tuning makes hardly anything faster or smaller by more."""
+_TIMING: Final = 1.1
+"""What a brief timing may be wrong by."""
+_GROWTH: Final = 0.05
+"""Less noise is not worth more bytes."""
 _LEAST_DROP: Final = 0.01
 """Where none is allowed."""
 _EQUAL_SIZE: Final = 0.01
@@ -69,7 +75,7 @@ class Search:
         screen: Screen,
         *,
         objective: Objective,
-        max_drop: float,
+        bounds: Bounds,
         on_target: bool,
         is_asked: bool,
         deadlines: tuple[float, float],
@@ -81,7 +87,7 @@ class Search:
 
         `is_asked`: the user named the recipes, so each is tried, whatever it takes.
         """
-        self._is_asked, self._max_drop = is_asked, max_drop
+        self._is_asked, self._bounds, self._on_target = is_asked, bounds, on_target
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
         self._by_size = objective is Objective.SIZE or not on_target
         self._by_accuracy = objective is Objective.ACCURACY
@@ -90,7 +96,7 @@ class Search:
         self._scratch = scratch
         self._trials: dict[str, Trial] = {}
         self._is_explored = False
-        self._noise: dict[Base, tuple[NodeNoise, ...]] = {}
+        self._noise: tuple[NodeNoise, ...] | None = None
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -100,7 +106,7 @@ class Search:
     @property
     def known_noise(self) -> tuple[NodeNoise, ...]:
         """What was measured of the nodes, if anything; nothing is measured for this."""
-        return next((found for found in self._noise.values() if found), ())
+        return self._noise or ()
 
     def explore(self) -> tuple[Trial, ...]:
         """Search, and give the trials that are worth full figures, the best first."""
@@ -129,7 +135,9 @@ class Search:
             for recipe in self._recipes[1:]:
                 self._try(recipe)
         else:
-            self._try_all(r for r in self._recipes[1:] if r.varies is None)
+            simplest = [r for r in self._recipes[1:] if r.varies is None]
+            # those first of which most can be made, if the time is short
+            self._try_all(sorted(simplest, key=lambda recipe: -len(recipe.knobs)))
             for parent in self._best(self._trials.values())[:_PARENTS]:
                 if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
                     self._try_all(self._variations(parent))
@@ -151,7 +159,7 @@ class Search:
         if self._is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
             return None
         spared = trial.variant.tuning.spared
-        ranked = [n.node for n in self.noise(trial.variant.tuning) if n.node not in spared]
+        ranked = [n.node for n in self.noise() if n.node not in spared]
         more = ranked[: max(1, len(spared))]
         if not more or len(more) == len(ranked):
             return None
@@ -160,25 +168,23 @@ class Search:
         )
         return self._try(trial.variant.recipe, tuning)
 
-    def noise(self, tuning: Tuning = UNTUNED) -> tuple[NodeNoise, ...]:
-        """What quantizing each node adds, the noisiest first; empty without calibration."""
-        base = Base.of(tuning)
-        if base not in self._noise:
-            found = self._kitchen.base(base)
-            ranges = found[1].widest if found is not None else {}
-            self._noise[base] = ()
-            if found is not None and ranges:
-                model = onnx.load_model(found[0], load_external_data=False)
-                self._noise[base] = measure_noise(
-                    found[0],
-                    select_static(model),
+    def noise(self) -> tuple[NodeNoise, ...]:
+        """What quantizing each node does, the noisiest first; empty without calibration."""
+        ranges = self._kitchen.calibration.widest
+        if self._noise is None:
+            self._noise = ()
+            if ranges:
+                normalized = self._kitchen.normalized
+                self._noise = measure_noise(
+                    normalized,
+                    select_static(onnx.load_model(normalized, load_external_data=False)),
                     ranges,
                     islice(self._kitchen.feeds(), _NOISE_SAMPLES),
                     per_channel=True,
                     threads=1,
                     scratch=self._scratch,
                 )
-        return self._noise[base]
+        return self._noise
 
     def _is_over(self) -> bool:
         return self._clock() >= self._deadlines[self._is_explored]
@@ -200,31 +206,46 @@ class Search:
         return trial
 
     def key(self, trial: Trial) -> tuple[float, ...]:
-        """Less is better: by the objective first, less what mending the accuracy may cost of it."""
+        """Less is better: what keeps the bounds first, then by the objective, less what mending
+        the accuracy may cost of it."""
+        over = float(not self.is_within(trial))
         if self._by_accuracy:
-            return (-round(trial.closeness_db), trial.ratio, float(trial.size_bytes))
+            return (over, -round(trial.closeness_db), trial.ratio, float(trial.size_bytes))
         baseline = self.trials[0]
         mending = self._mending(trial)
         ratio = trial.ratio + (1 - trial.ratio) * mending
         size = trial.size_bytes + (baseline.size_bytes - trial.size_bytes) * mending
         if self._by_size:
-            return (size, -trial.closeness_db, ratio)
-        return (ratio, size, -trial.closeness_db)
+            return (over, size, -trial.closeness_db, ratio)
+        return (over, ratio, size, -trial.closeness_db)
+
+    def is_within(self, trial: Trial) -> bool:
+        """Whether it keeps the bounds of size and time, as far as screening can tell."""
+        bounds = self._bounds
+        most_bytes = min(
+            bounds.max_mb * 1e6 if bounds.max_mb is not None else math.inf,
+            bounds.budget_bytes if bounds.budget_bytes is not None else math.inf,
+        )
+        if trial.size_bytes > most_bytes:
+            return False
+        if not self._on_target or bounds.max_ms is None or trial.latency is None:
+            return True
+        return trial.latency.median_ms <= bounds.max_ms * _TIMING
 
     def _is_behind(self, trial: Trial) -> bool:
         """Whether the best is so far ahead that tuning will not make this one it."""
-        if self._by_accuracy:
+        if self._by_accuracy or self._by_size:  # variations may be far smaller
             return False
-        best = self._best(self._trials.values())[0]
-        return self.key(trial)[0] > _OUT_OF_REACH * self.key(best)[0]
+        best, mine = self.key(self._best(self._trials.values())[0]), self.key(trial)
+        return mine[0] > best[0] or mine[1] > _OUT_OF_REACH * best[1]
 
     def _mending(self, trial: Trial) -> float:
         """What part of a trial's gain its accuracy will cost: all, at ten times what is allowed."""
         score, truth = trial.accuracy.score, self.trials[0].accuracy.score
         if score is None or truth is None:
             return 0.0
-        excess = truth.value - score.value - self._max_drop
-        return min(1.0, max(0.0, excess / max(9 * self._max_drop, _LEAST_DROP)))
+        excess = truth.value - score.value - self._bounds.max_drop
+        return min(1.0, max(0.0, excess / max(9 * self._bounds.max_drop, _LEAST_DROP)))
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those that gain something over the baseline and are not beyond repair, best first."""
@@ -280,7 +301,8 @@ class Search:
             return best
         faster = best.ratio - other.ratio
         closer = other.closeness_db - best.closeness_db
-        gains = closer >= _CLOSER_DB or faster >= _FASTER
+        grown = other.size_bytes / max(best.size_bytes, 1) - 1
+        gains = faster >= _FASTER or (closer >= _CLOSER_DB and grown < _GROWTH)
         return other if gains and closer > -_CLOSER_DB and faster > -_FASTER else best
 
     def _spare_ends(self, best: Trial) -> Trial:

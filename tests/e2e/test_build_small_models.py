@@ -8,12 +8,15 @@ from pathlib import Path
 import onnx
 import pytest
 from build_requests import INT8, host_profile, request
+from parts import need_package
 from small_models import SMALL_MODELS, write_data, write_small
+from tflite_files import relu_file
 
 from edgekit.build import BuildResult, build
 from edgekit.build.report import Candidate, Outcome
 from edgekit.release.keys import PrivateKey, new_key
 from edgekit_contract.trust import VerifiedBundle, verify_archive
+from edgekit_profiles import load as load_profile
 from edgekit_runtime.golden import check_golden, read_golden
 from edgekit_runtime.session import open_session, options_for
 
@@ -112,6 +115,20 @@ def test_weights_in_branches_are_quantized_and_nothing_static_is_planned(
     static = found["int8-static/per-channel/u8s8-reduced/minmax"]
     assert static.outcome is Outcome.SKIPPED
     assert "no weights" in static.reason
+
+
+def test_tflite_model_is_packed_as_it_is(tmp_path: Path, key: PrivateKey) -> None:
+    need_package("ai_edge_litert", install="pip install 'edgekit[tflite]'")
+    model = tmp_path / "relu.tflite"
+    model.write_bytes(relu_file(3))
+    result = build(
+        request(model, tmp_path / "out", key=key, profiles=(load_profile("raspberry-pi-4"),))
+    )
+    report = result.built[0].report
+    assert report.chosen == "float32" and report.runtime.startswith("litert")
+    bundle = verify_archive(result.built[0].bundle.path, [key.public])
+    assert bundle.read(bundle.manifest.model) == model.read_bytes()
+    assert reproduces(bundle, tmp_path)
 
 
 def test_model_without_weights_stays_float32(tmp_path: Path) -> None:

@@ -130,3 +130,19 @@ def test_max_ms_counts_only_on_the_target() -> None:
     with pytest.raises(NothingFits):
         chosen(bounds=slow)
     assert chosen(bounds=slow, on_target=False) == "float32"
+
+
+def test_one_at_the_edge_is_chosen_where_nothing_else_is_faster() -> None:
+    edge = candidate("edge", value=0.892, ratio=0.5, size=300)
+    half = candidate("half", value=0.9, ratio=1.0, size=500)
+    assert chosen(edge, half) == "edge"
+    safe = candidate("safe", value=0.9, ratio=0.7, size=500)
+    assert chosen(edge, half, safe) == "safe"
+    assert "too near" in reason(edge) or chosen(edge) == "edge"
+
+
+def test_off_target_the_smallest_wins_of_those_that_lose_little() -> None:
+    half = candidate("half", value=0.9, size=500)
+    int8 = candidate("int8", value=0.896, size=260)
+    worse = candidate("worse", value=0.893, size=200)
+    assert chosen(half, int8, worse, on_target=False) == "int8"

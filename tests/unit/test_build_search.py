@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgekit.build.accuracy import Accuracy
+from edgekit.build.choice import Bounds
 from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.progress import Silent
 from edgekit.build.report import Latency, Score
@@ -78,7 +79,7 @@ class Hasty(Search):
     def _spare_ends(self, best: Trial) -> Trial:
         return best
 
-    def noise(self, tuning: Tuning = UNTUNED) -> tuple[NodeNoise, ...]:
+    def noise(self) -> tuple[NodeNoise, ...]:
         return tuple(
             NodeNoise(node=name, operator="Conv", noise_db=-20.0 - i, parameters=1)
             for i, name in enumerate(self.nodes)
@@ -93,7 +94,7 @@ def search(
     **changes: Any,
 ) -> Hasty:
     values: dict[str, Any] = {
-        "max_drop": 0.01,
+        "bounds": Bounds(max_drop=0.01),
         "on_target": True,
         "is_asked": False,
         "deadlines": (1.0, 1.0),
@@ -213,3 +214,12 @@ def test_what_loses_ten_times_the_allowed_accuracy_is_tried_last() -> None:
     table.scores = {"fast": 0.85, "mended": 0.985}
     found = search(table, *(recipe(name) for name in ("fast", "right", "mended")))
     assert titles(found.explore()) == ["mended", "right", "fast"]
+
+
+def test_what_is_over_a_bound_comes_last_and_is_no_reason_to_stop() -> None:
+    table = Table({"fast": (0.3, 900, 30.0), "small": (0.6, 100, 20.0)})
+    found = search(
+        table, recipe("fast"), recipe("small"), bounds=Bounds(max_drop=0.01, max_mb=0.0005)
+    )
+    assert titles(found.explore()) == ["small", "fast"]
+    assert [found.is_within(trial) for trial in found.trials] == [False, False, True]

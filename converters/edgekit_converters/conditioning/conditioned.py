@@ -82,6 +82,9 @@ def _restore(changed: ModelProto, original: ModelProto, spared: Collection[str])
         slot = bias_slot(original, layer)
         if slot is None:
             continue
-        # a correction is a bias of its own: the one before is still there
-        del nodes[slot.node.name].input[slot.at :]
-        nodes[slot.node.name].input.extend(slot.node.input[slot.at :])
+        node = nodes[slot.node.name]
+        del node.input[slot.at :]
+        node.input.extend(slot.node.input[slot.at :])
+        for name in slot.node.input[slot.at :]:
+            if name in theirs:
+                ours[name].CopyFrom(theirs[name])

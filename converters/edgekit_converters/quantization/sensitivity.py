@@ -33,12 +33,16 @@ __all__ = ["NodeNoise", "measure_noise"]
 
 _LEAST_DB: Final = -200.0
 """No noise at all."""
+_BROKEN: Final = 1e12
+"""Noise to signal of a node that makes numbers into NaN or infinity."""
 _SIGNED, _UNSIGNED = 127, 255
 _CHANNEL_AXES: Final = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
 _SWITCH: Final = "which node is quantized"
 _NONE: Final = -1
 _TIME_S: Final = 3.0
 """After so long no further sample is begun."""
+_PATIENCE_S: Final = 12.0
+"""So long past that the first one is given up, and nodes stay unranked."""
 
 
 class NodeNoise(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +96,9 @@ def measure_noise(
         right = _run(session, feeds, _NONE)
         for number in range(len(probes)):
             sums[number] += _powers(_run(session, feeds, number), right)
+            if clock() >= ends + _PATIENCE_S:
+                session.close()
+                return ()
         if clock() >= ends:
             break
     session.close()
@@ -121,10 +128,12 @@ def _powers(got: list[np.ndarray], want: list[np.ndarray]) -> np.ndarray:
         elif right.dtype.kind != "f":
             found.append((float((array != right).sum()), float(right.size)))
         else:
-            finite = np.isfinite(right) & np.isfinite(array)
+            finite = np.isfinite(right)
             wide = right[finite].astype(np.float64)
             error = array[finite] - wide
-            found.append((float(error @ error), float(wide @ wide)))
+            power = float(wide @ wide)
+            broken = not np.isfinite(error).all()
+            found.append((power * _BROKEN if broken else float(error @ error), power))
     return np.array(found)
 
 

@@ -49,7 +49,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         parts = [name for name in _SWITCHES if getattr(self, name)]
         if self.spared:
             told = hashlib.sha256("\n".join(self.spared).encode()).hexdigest()
-            parts.append(f"{len(self.spared)} spared: {told[:4]}")
+            parts.append(f"{len(self.spared)} spared: {told[:8]}")
         return ", ".join(parts)
 
     def title_of(self, recipe: str) -> str:
