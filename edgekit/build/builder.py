@@ -347,15 +347,18 @@ class _Build:
 def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[str]:
     """What building on this machine, and not on a device of the profile, means for the figures."""
     said, profile, threads = [], plan.profile, plan.runtime.threads
-    if not host.is_of(profile.cpu):
-        said.append(f"Latency was measured on HOST ({host.title}), not on {profile.name}.")
+    if (why := host.difference(profile.cpu)) is not None:
+        said.append(f"Latency was measured on HOST ({host.title}), not on {profile.name}: {why}.")
     if host.cores < threads:
         said.append(
             f"Latency was measured with {host.cores} of {profile.name}'s {threads} threads: this "
             "machine has no more cores."
         )
     if said and request.objective is Objective.LATENCY:
-        said.append("Objective latency chose by accuracy, then size.")
+        said.append(
+            "Objective latency chose by accuracy, where half of what may be lost counts as none, "
+            "then size."
+        )
     if said and request.max_ms is not None:
         said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")
     if host.int8_saturates and not profile.cpu.int8_saturates and _has_int8(plan):

@@ -143,6 +143,8 @@ def _best(
         # where time cannot tell, what may be lost is spent on size, but for half of it
         apart = _EQUAL if objective is Objective.ACCURACY else max(_EQUAL, max_drop / 2)
         equal = [c for c in able if _quality(c) >= best - apart]
+        # what is slower even here is the last that a device should get
+        equal = [c for c in equal if not (c.latency and c.latency.is_slower)] or equal
         if objective is Objective.ACCURACY and on_target:
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:

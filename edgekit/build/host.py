@@ -58,15 +58,23 @@ class Host:
         return self.arch == Arch.X86_64.value and not VNNI & self.features
 
     def is_of(self, cpu: Cpu) -> bool:
-        """Whether what is measured here holds for a profile: same architecture, its features at
-        least, those that select kernels exactly, and on ARM, where a profile names a board's core,
-        the same core."""
+        """Whether what is measured here holds for a profile."""
+        return self.difference(cpu) is None
+
+    def difference(self, cpu: Cpu) -> str | None:
+        """Why what is measured here does not hold for a profile: another architecture, a feature
+        too few, one too many of those that select kernels, or, on ARM, where a profile names a
+        board's core, another core."""
         features = frozenset(cpu.features)
-        if self.arch != cpu.arch.value or not features <= self.features:
-            return False
-        if (self.features - features) & _SELECT_KERNELS:
-            return False
-        return cpu.arch is Arch.X86_64 or cpu.core in (self.core, "any", "max")
+        if self.arch != cpu.arch.value:
+            return f"this machine is {self.arch}"
+        if lacking := features - self.features:
+            return f"this machine lacks {', '.join(sorted(lacking))}"
+        if beyond := (self.features - features) & _SELECT_KERNELS:
+            return f"this machine has {', '.join(sorted(beyond))}, by which kernels are chosen"
+        if cpu.arch is Arch.X86_64 or cpu.core in (self.core, "any", "max"):
+            return None
+        return f"this machine's core is {self.core}"
 
 
 @lru_cache(maxsize=1)

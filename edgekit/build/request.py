@@ -68,8 +68,11 @@ class BuildRequest:
             raise Misused(f"a profile is named twice: {', '.join(sorted(repeated))}.")
         check_metric(self.metric)
         most = math.inf if is_callable_name(self.metric) else 1
-        if not 0 <= self.max_drop <= most:
-            raise Misused(f"--max-drop {self.max_drop} is not between 0 and 1 (or 0% and 100%).")
+        if not 0 <= self.max_drop < most:
+            raise Misused(
+                f"--max-drop {self.max_drop:g} would let everything be lost: give a share below 1, "
+                "such as 1% or 0.01."
+            )
         if not self.search_time_s > 0:
             raise Misused(f"a search of {self.search_time_s} s: give more than 0.")
         for flag, value in (("--max-ms", self.max_ms), ("--max-mb", self.max_mb)):

@@ -26,7 +26,7 @@ import msgspec
 import onnx
 
 from edgekit.build.choice import Bounds
-from edgekit.build.kitchen import Kitchen
+from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
@@ -293,6 +293,8 @@ class Search:
         if self._is_over():
             return None
         tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
+        if self._kitchen.base(Base.of(tuning)) is None:
+            return None  # there is nothing in this model to smooth, or to equalize
         return self._try(trial.variant.recipe, tuning, like=like)
 
     def _better(self, best: Trial, other: Trial | None) -> Trial:

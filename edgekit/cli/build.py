@@ -177,7 +177,7 @@ def _print_plan(result: BuildResult) -> None:
 
 def _print_built(result: BuildResult) -> None:
     from edgekit.build.rendering.figures import measured_text
-    from edgekit.build.rendering.table import HEADERS, frontier_line, table_rows
+    from edgekit.build.rendering.table import HEADERS, frontier_line, held_out_line, table_rows
 
     for built in result.built:
         report, bundle = built.report, built.bundle
@@ -186,7 +186,8 @@ def _print_built(result: BuildResult) -> None:
             f"({measured_text(report)})"
         )
         table(HEADERS, table_rows(report))
-        for text in (frontier_line(report), *(f"note: {text}" for text in report.remarks)):
+        notes = (f"note: {text}" for text in report.remarks)
+        for text in (held_out_line(report), frontier_line(report), *notes):
             if text:
                 click.echo(text)
         click.echo(f"{bundle.path}  {bundle.size_bytes / 1e6:.3f} MB")

@@ -96,7 +96,8 @@ def test_slower_but_smaller_wins_by_size_only() -> None:
 def test_off_the_target_latency_gives_way_to_accuracy_then_size() -> None:
     fast = candidate("a", ratio=0.3, size=300, value=0.893)
     assert chosen(fast, on_target=False) == "float32"
-    assert chosen(fast, candidate("b", size=400, ratio=1.2), on_target=False) == "b"
+    assert chosen(fast, candidate("b", size=400), on_target=False) == "b"
+    assert chosen(fast, candidate("slow", size=400, ratio=1.2), on_target=False) == "float32"
 
 
 def test_most_accurate_wins_by_accuracy() -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.choice import Bounds
-from edgekit.build.kitchen import Kitchen, Variant
+from edgekit.build.kitchen import Base, Kitchen, Variant
 from edgekit.build.progress import Silent
 from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
@@ -49,6 +49,9 @@ class Table:
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
         return Variant(recipe=recipe, tuning=tuning, path=Path("unused.onnx"))
+
+    def base(self, base: Base) -> Path:
+        return self.normalized
 
     def make_all(self, recipes: Iterable[Recipe]) -> None:
         pass

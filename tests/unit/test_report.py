@@ -278,7 +278,7 @@ def test_json_is_the_report_and_says_that_nothing_is_verified() -> None:
 def test_table_of_a_build_shows_what_the_search_changed() -> None:
     rows = table_rows(full_report())
     assert rows[3][0] == "int8-static/per-channel/s8s8/mse (corrected, 2 spared: 8724d50a)"
-    assert rows[3][1:5] == ["0.9930 [0.985, 1.000]", "4.940", "4.797", "0.41 [0.40, 0.43]"]
+    assert rows[3][1:5] == ["0.9940 [0.986, 1.000]", "4.940", "4.797", "0.41 [0.40, 0.43]"]
     assert rows[7][1:5] == ["", "", "", ""]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgekit.build.rendering.figures import mb_text, ms_text, ratio_text, reported, score_text
+from edgekit.build.rendering.figures import mb_text, ms_text, ratio_text, score_text
 from edgekit.build.rendering.frontier import frontier, survey
-from edgekit.build.report import Outcome, Report
+from edgekit.build.report import Candidate, Outcome, Report
 
-__all__ = ["HEADERS", "frontier_line", "frontier_titles", "table_rows"]
+__all__ = ["HEADERS", "frontier_line", "frontier_titles", "held_out_line", "table_rows"]
 
+SCREENED: Final = " ~"
+"""Behind a figure that is of a few samples only."""
 HEADERS: Final = ("recipe", "metric", "MB", "ms", "to float32", "outcome")
 
 
@@ -18,7 +20,7 @@ def table_rows(report: Report) -> list[list[str]]:
     return [
         [
             candidate.title,
-            score_text(reported(candidate)),
+            score_text(candidate.score) + (SCREENED if is_screened(report, candidate) else ""),
             mb_text(candidate.size_bytes),
             ms_text(candidate.latency),
             ratio_text(candidate.latency),
@@ -27,6 +29,24 @@ def table_rows(report: Report) -> list[list[str]]:
         for candidate in report.candidates
         if candidate.outcome is not Outcome.SKIPPED
     ]
+
+
+def is_screened(report: Report, candidate: Candidate) -> bool:
+    """Whether its figure is of fewer samples than float32's."""
+    full = report.candidates[0].score
+    return full is not None and candidate.score is not None and candidate.score.rows < full.rows
+
+
+def held_out_line(report: Report) -> str:
+    """How float32 and the chosen variant did on what the choice did not see; empty for nothing."""
+    chosen = next((c for c in report.candidates if c.outcome is Outcome.CHOSEN), None)
+    baseline = report.candidates[0]
+    if chosen is None or chosen.held_out is None or baseline.held_out is None:
+        return ""
+    told = f"held out from the choice ({chosen.held_out.rows:,}): "
+    if chosen is not baseline:
+        told += f"{baseline.title} {score_text(baseline.held_out)}, "
+    return f"{told}{chosen.title} {score_text(chosen.held_out)}"
 
 
 def frontier_titles(report: Report) -> list[str]:
