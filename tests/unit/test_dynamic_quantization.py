@@ -245,3 +245,44 @@ def test_convolution_beside_products_computes_in_float_with_stored_weights(tmp_p
     assert next(n for n in kept.graph.node if n.name == "conv").input[1] == "w"
     with pytest.raises(Refused, match="no node"):
         made(path, spared=frozenset({"last"}))
+
+
+def test_stored_weights_are_rounded_once_and_small_ones_not_at_all(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "small"], ["a"], name="to a"),
+        helper.make_node("Conv", ["a", "large"], ["c"], name="to c"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flat"),
+        helper.make_node("MatMul", ["f", "v"], ["y"], name="last"),
+    ]
+    shapes = {"small": (8, 3, 1, 1), "large": (24, 8, 3, 3), "v": (24, 4)}
+    weights = {name: random.standard_normal(shape) for name, shape in shapes.items()}
+    inner = helper.make_graph(
+        nodes,
+        "convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save_model(helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)]), path)
+
+    def seen(width: int) -> Moments:
+        rows = random.standard_normal((300, width)) @ random.standard_normal((width, width))
+        return Moments(gram=(rows.T @ rows / 300)[None], mean=rows.mean(0)[None], rows=300)
+
+    moments = {"to a": seen(3), "to c": seen(72)}
+    out = onnx.load_model(made(path, per_channel=False, reduced=True, moments=moments))
+    held = {t.name: numpy_helper.to_array(t) for t in out.graph.initializer}
+    assert np.array_equal(held["small"], weights["small"].astype(np.float32))
+    large = weights["large"].reshape(24, 72)
+    steps = np.abs(large).max(axis=1, keepdims=True) / 127
+    codes = held["large_int8"].reshape(24, 72)
+    assert (np.abs(codes).max(axis=1) == 127).all()
+
+    def losses(codes: np.ndarray) -> np.ndarray:
+        change = codes * steps - large
+        return np.einsum("od,de,oe->o", change, moments["to c"].gram[0], change)
+
+    assert losses(codes).sum() < 0.95 * losses(np.rint(large / steps)).sum()

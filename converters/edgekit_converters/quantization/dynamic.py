@@ -31,10 +31,11 @@ from edgekit_converters.quantization.blockwise import channelwise
 from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
 from edgekit_converters.quantization.folding import pack, unfold
 from edgekit_converters.quantization.tables import table_of, take_rows
-from edgekit_converters.quantization.weight_only import stored_weights
+from edgekit_converters.quantization.weight_only import reconstruct_stored, stored_weights
 
 __all__ = ["Storage", "quantize_dynamic"]
 
+_PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
 _STORED: Final = frozenset({"Conv", "ConvTranspose", "GRU", "RNN"})
 _NODE_BYTES: Final = 4096
 """What the nodes that widen packed weights take, about."""
@@ -71,9 +72,10 @@ def quantize_dynamic(
     levels = REDUCED_LEVELS if reduce_range else FULL_LEVELS
     is_packed = storage.bits < 8
     if moments and not is_packed:
-        nodes = [n.name for n in model.graph.node if n.name not in spared]
+        products = [n.name for n in model.graph.node if n.op_type in _PRODUCTS]
         grid = Grid(per_channel=per_channel, levels=levels)
-        reconstruct(model, moments, nodes=nodes, grid=grid)
+        reconstruct(model, moments, nodes=set(products) - spared, grid=grid)
+        reconstruct_stored(model, moments, spared=spared, operators=_STORED)
     rewriting = _Rewriting(
         per_channel=per_channel,
         levels=levels,
@@ -122,7 +124,7 @@ class _Rewriting:
         if (table := table_of(place, node)) is not None:
             take_rows(place, node, table, bits=8 if is_spared else self.storage.table_bits)
             return True
-        if node.op_type not in ("MatMul", "Gemm") or place.holder(node.input[0]) is not None:
+        if node.op_type not in _PRODUCTS or place.holder(node.input[0]) is not None:
             return False
         weight = place.floats(node.input[1])
         if weight is None or weight.ndim < 2 or not np.isfinite(weight).all():

@@ -11,18 +11,20 @@ small, too (Frantar et al., "GPTQ", arXiv 2210.17323, for what rounding may do a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
 from edgekit_converters.conditioning.grid import FULL_LEVELS, Grid
+from edgekit_converters.conditioning.layers import LAYER_OPERATORS, layers
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.quantization.blockwise import channelwise, quantized
@@ -30,7 +32,7 @@ from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attribu
 from edgekit_converters.quantization.packing import folded
 from edgekit_converters.quantization.tables import table_of, take_rows
 
-__all__ = ["Products", "halve_weights", "narrow_weights", "stored_weights"]
+__all__ = ["Products", "halve_weights", "narrow_weights", "reconstruct_stored", "stored_weights"]
 
 _NODE_BYTES: Final = 512
 """What the nodes that widen a weight take, about."""
@@ -63,8 +65,7 @@ def narrow_weights(
     """
     model = onnx.load_model(source)
     if moments and products is None:
-        nodes = [n.name for n in model.graph.node if n.name not in spared]
-        reconstruct(model, moments, nodes=nodes, grid=Grid(per_channel=True))
+        reconstruct_stored(model, moments, spared=spared)
     rewriting = _Narrowing(products=products, spared=spared, moments=moments or {})
     draft = Draft(model)
     if not draft.replace(rewriting.change) or (products and not rewriting.multiplied):
@@ -199,6 +200,24 @@ class _Narrowing:
         return names
 
 
+def reconstruct_stored(
+    model: ModelProto,
+    moments: Mapping[str, Moments],
+    *,
+    spared: frozenset[str],
+    operators: Collection[str] = LAYER_OPERATORS,
+) -> None:
+    """Round what `stored_weights` takes of nodes that are not spared, on the grid that it uses."""
+    nodes = [
+        layer.name
+        for layer in layers(model)
+        if layer.operator in operators
+        and layer.name not in spared
+        and _is_worth_storing(math.prod(layer.shape))
+    ]
+    reconstruct(model, moments, nodes=nodes, grid=Grid(per_channel=True))
+
+
 def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
     """Store a node's weights as int8 with a step per output channel: what each one's name becomes.
 
@@ -210,7 +229,7 @@ def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
         if weight is None or holder is None or not np.isfinite(weight).all():
             continue
         axes = _sharing(node, weight.ndim)
-        if axes is None or weight.nbytes // 2 <= _NODE_BYTES:
+        if axes is None or not _is_worth_storing(weight.size):
             continue
         key = ("stored", name, axes)
         if key not in holder.memory:
@@ -221,6 +240,10 @@ def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
             holder.memory[key] = holder.add("Mul", [wide, factors], f"{name}_wide", front=True)
         taken[name] = holder.memory[key]
     return taken
+
+
+def _is_worth_storing(elements: int) -> bool:
+    return 2 * elements > _NODE_BYTES
 
 
 def _sharing(node: NodeProto, rank: int) -> tuple[int, ...] | None:
