@@ -23,6 +23,7 @@ __all__ = ["Bounds", "NothingFits", "choose", "is_tolerable"]
 _EQUAL: Final = 1e-3
 """Metrics nearer than this are one: what a table of three digits shows."""
 _ROUNDING: Final = 1e-12
+_ABOUT_A_SIZE: Final = 1.25
 _SAME_SIZE: Final = 0.01
 """Names and padding make one file larger than another by about so much."""
 
@@ -143,8 +144,10 @@ def _best(
         # where time cannot tell, what may be lost is spent on size, but for half of it
         apart = _EQUAL if objective is Objective.ACCURACY else max(_EQUAL, max_drop / 2)
         equal = [c for c in able if _quality(c) >= best - apart]
-        # what is slower even here is the last that a device should get
-        equal = [c for c in equal if not (c.latency and c.latency.is_slower)] or equal
+        if objective is not Objective.ACCURACY:
+            # of about a size, what is slower even here is the last that a device should get
+            near = [c for c in equal if _size(c) <= min(map(_size, equal)) * _ABOUT_A_SIZE]
+            equal = [c for c in near if not (c.latency and c.latency.is_slower)] or near
         if objective is Objective.ACCURACY and on_target:
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:
