@@ -35,13 +35,13 @@ from real_models import RealModel
 import edgekit_profiles
 from edgekit.build import BuildRequest, Objective, build
 from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
-from edgekit.build.bench import MIN_HELD_OUT
 from edgekit.build.data import open_data
 from edgekit.build.host import read_host
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric, Score
 from edgekit.build.report import Candidate, Latency, Outcome, Report
 from edgekit.build.samples import Sample
+from edgekit.build.split import Split
 from edgekit_contract.profile import Profile, RuntimeKind
 from edgekit_runtime.session import SessionOptions, open_session
 
@@ -210,10 +210,11 @@ def compared(real: RealModel, report: Report, made: list[peers.Made]) -> tuple[W
     kind = RuntimeKind.LITERT if real.model.suffix == ".tflite" else RuntimeKind.ONNXRUNTIME
     inputs = open_session(kind, real.model).inputs
     every = open_data(str(real.validation))
-    holds_out = report.validation_samples >= MIN_HELD_OUT
+    split = Split(samples=sum(1 for _ in every.samples(inputs)))
 
     def held_out() -> Iterator[Sample]:
-        return islice(every.samples(inputs), int(holds_out), None, 2 if holds_out else 1)
+        samples = every.samples(inputs)
+        return split.held_out(samples) if split.holds_out else samples
 
     paths = {_FLOAT: real.model, **{m.way: m.path for m in made if m.failure is None}}
     scores = _scores(paths, kind, Metric(name=report.metric), held_out)

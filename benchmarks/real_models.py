@@ -8,7 +8,7 @@ documentation.
 `scripts/models` installs the packages. Nothing is fetched here.
 
 Invariant: the same machine gives the same files; calibration and validation share no sample. The
-build holds every other validation sample out of its choice, hence more than 1,000 where there are.
+build holds half of the validation samples out of its choice, hence more than 1,000 where there are.
 """
 
 from __future__ import annotations

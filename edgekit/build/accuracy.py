@@ -1,7 +1,8 @@
 """Run variants on data, in the runtime code that devices use: right numbers, and how good.
 
 Invariant: all variants and the baseline see the same samples in the same order; what is kept of
-them is flat in their number, but for the baseline's outputs, of which `_KEPT_BYTES` are.
+them is flat in their number, but for a digest of each and the baseline's outputs, of which
+`_KEPT_BYTES` are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
 from edgekit.build.report import ErrorSample, Score
-from edgekit.build.samples import Sample
+from edgekit.build.samples import DataChanged, Sample
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -102,7 +103,7 @@ class Contestant:
         self._meter.add(outputs, baseline, sample.labels)
         noise = self._closeness.add(outputs, baseline)
         if noise > 0:
-            entry = (noise, -self.samples, _error(self.samples, sample, outputs, baseline))
+            entry = (noise, -self.samples, _error(sample, outputs, baseline))
             if len(self._worst) < _WORST:
                 heapq.heappush(self._worst, entry)
             else:
@@ -115,6 +116,8 @@ class Contestant:
             self.session = None
         if self.failure is not None:
             return Accuracy(failure=self.failure)
+        if not self.samples:
+            return Accuracy(failure="it was run on no sample")
         return Accuracy(
             score=self._meter.score(),
             closeness_db=self._closeness.decibels(),
@@ -171,17 +174,17 @@ def _decibels(noise: float, signal: float) -> float:
     return float(np.clip(10 * np.log10(signal / noise), -_FARTHEST_DB, _FARTHEST_DB))
 
 
-def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> ErrorSample:
+def _error(sample: Sample, got: Outputs, baseline: Outputs) -> ErrorSample:
     """How one sample differs, in words: the class where there is one, else the farthest element."""
     name, want = next(iter(baseline.items()))
     label = int(sample.labels[0]) if sample.labels is not None and len(sample.labels) else None
-    if got[name].shape == want.shape and want.dtype.kind == "f" and _is_rows(want):
-        row = int(np.argmax(np.abs(got[name] - want).max(axis=-1)))
+    if got[name].shape == want.shape and _is_rows(want):
+        row = int(np.argmax(_distances(got[name], want).max(axis=-1)))
         ranked = np.sort(want[row])
         if sample.labels is not None and row < len(sample.labels):
             label = int(sample.labels[row])
         return ErrorSample(
-            sample=index,
+            sample=sample.number,
             label=label,
             expected=str(int(np.argmax(want[row]))),
             got=str(int(np.argmax(got[name][row]))),
@@ -191,17 +194,17 @@ def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> Error
     wide = baseline[name].ravel()
     if got[name].shape != baseline[name].shape:
         return ErrorSample(
-            sample=index,
+            sample=sample.number,
             label=label,
             expected=f"{name} {list(baseline[name].shape)}",
             got=str(list(got[name].shape)),
         )
     if wide.dtype.kind == "f":
-        at = int(np.nanargmax(np.abs(got[name].ravel() - wide)))
+        at = int(np.argmax(_distances(got[name].ravel(), wide)))
     else:
         at = int(np.argmax(got[name].ravel() != wide))
     return ErrorSample(
-        sample=index,
+        sample=sample.number,
         label=label,
         expected=f"{name}[{at}] = {_shown(wide[at])}",
         got=_shown(got[name].ravel()[at]),
@@ -209,7 +212,20 @@ def _error(index: int, sample: Sample, got: Outputs, baseline: Outputs) -> Error
 
 
 def _is_rows(array: np.ndarray) -> bool:
-    return array.ndim == 2 and array.shape[-1] > 1
+    """Whether it may be scores, for which places must be told: all are finite numbers."""
+    return (
+        array.ndim == 2
+        and array.shape[0] > 0
+        and array.shape[-1] > 1
+        and array.dtype.kind == "f"
+        and bool(np.isfinite(array).all())
+    )
+
+
+def _distances(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Of each element where the baseline has a number, else 0."""
+    away = np.abs(np.where(np.isfinite(want), got, 0) - np.where(np.isfinite(want), want, 0))
+    return np.asarray(away)
 
 
 def _relative(got: np.ndarray, want: np.ndarray) -> float:
@@ -251,21 +267,27 @@ class Truths:
         self._baseline, self._kind = baseline, kind
         self._kept: list[Outputs] = []
         self._kept_bytes = 0
+        self._digests: list[bytes] = []
 
     def along(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outputs]]:
         """Each sample with the baseline's outputs; the samples are the same ones each time.
 
-        Errors: `Refused` naming the sample on which the baseline fails.
+        Errors: `Refused` naming the sample on which the baseline fails, `DataChanged`.
         """
         session: Session | None = None
         for index, sample in enumerate(samples):
+            digest = sample.digest()
+            if index == len(self._digests):
+                self._digests.append(digest)
+            elif self._digests[index] != digest:
+                raise DataChanged
             if index < len(self._kept):
                 yield sample, self._kept[index]
                 continue
             session = session or open_session(
                 self._kind, self._baseline, SessionOptions(threads=_cores())
             )
-            outputs = _run(session, sample, index)
+            outputs = _run(session, sample)
             self._kept_bytes += sum(array.nbytes for array in outputs.values())
             if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
                 self._kept.append(outputs)
@@ -304,13 +326,13 @@ def measure_accuracy(
     return found
 
 
-def _run(session: Session, sample: Sample, index: int) -> Outputs:
+def _run(session: Session, sample: Sample) -> Outputs:
     try:
         return session.run(sample.feeds)
     except Refused as error:
         raise Refused(
-            f"the model itself fails on sample {index} of the data ({str(error).rstrip('.')}): "
-            "check that sample."
+            f"the model itself fails on sample {sample.number} of the data "
+            f"({str(error).rstrip('.')}): check that sample."
         ) from error
 
 

@@ -1,8 +1,7 @@
 """The bench: full figures of variants, on all samples and with time to be sure.
 
-Invariant: with `MIN_HELD_OUT` samples or more every other one is held out: search and choice see
-the others, and these are run only when the choice has been made. Results are kept, since profiles
-share them.
+Invariant: search and choice see what the `Split` selects; what it holds out is run only when the
+choice has been made. Results are kept, since profiles share them.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from edgekit.build.progress import Progress
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit.build.screen import Screen
+from edgekit.build.split import Split
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import SessionOptions, Tensors
 
-__all__ = ["MIN_HELD_OUT", "Bench"]
+__all__ = ["Bench"]
 
 _LATENCY_S: Final = 0.5
 """For each variant."""
@@ -37,8 +37,6 @@ _SELECTION_S: Final = 4.0
 """How long float32 may take over the selection: beyond `_LEAST_SELECTED` samples no more are looked
 at, or the search would see few variants. What is held out is run whole."""
 _LEAST_SELECTED: Final = 128
-MIN_HELD_OUT: Final = 100
-"""Samples from which on half are kept from the choice and used for the report alone."""
 
 
 class Bench:
@@ -49,12 +47,12 @@ class Bench:
         baseline: Path,
         metric: Metric,
         samples: Callable[[], Iterable[Sample]],
-        count: int | None,
+        count: int,
         progress: Progress,
     ) -> None:
-        """`count` is how many samples there are; where nobody knows they are counted."""
+        """`count` is how many samples there are."""
         self.kind, self.baseline, self.metric = kind, baseline, metric
-        self.samples = count if count is not None else sum(1 for _ in samples())
+        self._split = Split(samples=count)
         self._series, self._progress = samples, progress
         self._most: int | None = None
         self._truths = {part: Truths(baseline, kind) for part in (0, 1)}
@@ -65,22 +63,39 @@ class Bench:
     @property
     def holds_out(self) -> bool:
         """Whether there are enough samples to keep half of them from the choice."""
-        return self.samples >= MIN_HELD_OUT
+        return self._split.holds_out
+
+    @property
+    def samples(self) -> int:
+        """All there are, looked at or not."""
+        return self._split.samples
+
+    @property
+    def looked_at(self) -> int:
+        """How many samples search and choice look at; final once there is a screen."""
+        selected = self._split.selected
+        return selected if self._most is None else min(selected, self._most)
 
     def selection(self) -> Iterator[Sample]:
         """The samples that search and choice look at, of those that they may see."""
-        return islice(islice(self._series(), 0, None, 2 if self.holds_out else 1), self._most)
+        return islice(self._split.selection(self._series()), self._most)
 
     def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy of each variant on the selection, by title."""
-        return self._measured(variants, 0, self.selection, "running the validation data")
+        return self._measured(
+            variants, 0, self.selection, self.looked_at, "running the validation data"
+        )
 
     def held_out(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy on what was held out from the choice, by title; empty where nothing was."""
         if not self.holds_out:
             return {}
         return self._measured(
-            variants, 1, lambda: islice(self._series(), 1, None, 2), "running what was held out"
+            variants,
+            1,
+            lambda: self._split.held_out(self._series()),
+            self.samples - self._split.selected,
+            "running what was held out",
         )
 
     def screen(self, threads: int) -> Screen:
@@ -102,11 +117,12 @@ class Bench:
         variants: Sequence[Variant],
         part: int,
         samples: Callable[[], Iterable[Sample]],
+        count: int,
         title: str,
     ) -> dict[str, Accuracy]:
         wanted = {v.title: v.path for v in variants if (v.title, part) not in self._accuracies}
         if wanted:
-            with self._progress.stage(title, self.samples // (1 + self.holds_out)) as advance:
+            with self._progress.stage(title, count) as advance:
                 found = measure_accuracy(
                     wanted,
                     kind=self.kind,

@@ -47,6 +47,13 @@ class Data:
                 return
             yield sample
 
+    def sample_count(self, inputs: Sequence[TensorSpec]) -> int | None:
+        """Samples for such a model, where that is known without reading them all.
+
+        Errors: `DataRejected`.
+        """
+        return None if self.count is None else self.count // self.first(inputs).rows
+
     def first(self, inputs: Sequence[TensorSpec]) -> Sample:
         """The first sample. Errors: `DataRejected`, also where there is none."""
         for sample in self.samples(inputs, limit=1):

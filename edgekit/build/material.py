@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from edgekit.build.data import Data
 from edgekit.build.report import ModelCard
-from edgekit.build.samples import Sample
+from edgekit.build.samples import DataChanged, Sample
+from edgekit.build.split import Split
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
@@ -57,10 +59,18 @@ class Material:
         """What variants are run on; None: made-up inputs."""
         return self.validation or self.calibration
 
+    @cached_property
+    def count(self) -> int:
+        """Samples that variants are run on, read through once where nothing else tells."""
+        if self.data is None:
+            return _GENERATED
+        known = self.data.sample_count(self.source.signature.inputs)
+        return sum(1 for _ in self._series()) if known is None else known
+
     @property
-    def count(self) -> int | None:
-        """Samples, where that is known without reading."""
-        return self.data.count if self.data is not None else _GENERATED
+    def split(self) -> Split:
+        """Which of the samples the choice may see."""
+        return Split(samples=self.count)
 
     @property
     def data_source(self) -> str:
@@ -69,13 +79,45 @@ class Material:
         return "calibration" if self.calibration is not None else "generated"
 
     def samples(self) -> Iterator[Sample]:
-        """Validation data, else calibration data, else made-up inputs."""
+        """Validation data, else calibration data, else made-up inputs; the same ones each time.
+
+        Errors: `DataRejected`, also at the end of a pass that gave more or fewer than `count`.
+        """
+        given = 0
+        for sample in self._series():
+            given += 1
+            yield sample
+        if given != self.count:
+            raise DataChanged(self.data.title if self.data is not None else "made-up input")
+
+    @property
+    def calibration_source(self) -> Data | None:
+        """What `calibration_samples` are from; None: made-up inputs."""
+        return self.calibration or self.validation
+
+    @property
+    def calibration_count(self) -> int | None:
+        """How many `calibration_samples` there are, where that is known without reading."""
+        if self.calibration is not None and self.validation is not None:
+            return self.calibration.sample_count(self.source.signature.inputs)
+        return self.split.selected
+
+    def calibration_samples(self) -> Iterator[Sample]:
+        """What variants are made with: nothing that is held out from the choice.
+
+        Calibration data where others are judged, else what the choice may see of the judged ones.
+        """
+        if self.calibration is not None and self.validation is not None:
+            return self.calibration.samples(self.source.signature.inputs)
+        return self.split.selection(self.samples())
+
+    def _series(self) -> Iterator[Sample]:
         if self.data is not None:
             yield from self.data.samples(self.source.signature.inputs)
             return
         for seed in range(_GENERATED):
             feeds = generated(self.source.signature.inputs, seed=seed, axis_length=self.axis_length)
-            yield Sample(feeds=feeds, labels=None)
+            yield Sample(feeds=feeds, labels=None, number=seed)
 
 
 def gather(

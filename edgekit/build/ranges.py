@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgekit.build.data import Data
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.samples import DataRejected, Digest
@@ -48,17 +47,17 @@ def calibrate(
     progress: Progress,
     model: Path | None = None,
 ) -> Calibration:
-    """Observe a model over the calibration data, else over the validation data.
+    """Observe a model over the samples that variants are made with.
 
     `model` is the normalized one where none is given. Errors: `DataRejected`.
     """
-    data = material.calibration or material.validation
+    data = material.calibration_source
     if not estimators or data is None:
         return Calibration()
     model = model or material.normalized.path
     tensors = select_static(onnx.load_model(model), wide=True).observed
-    feed = _Feed(data, material)
-    with progress.stage("calibrating", data.count) as advance:
+    feed = _Feed(material)
+    with progress.stage("calibrating", material.calibration_count) as advance:
         try:
             statistics = observe(
                 model,
@@ -70,7 +69,7 @@ def calibrate(
             )
         except SampleFailed as error:
             raise DataRejected(
-                f"the model fails on sample {error.index} of {data.title} "
+                f"the model fails on sample {feed.number} of {data.title} "
                 f"({str(error).rstrip('.')}): check that sample."
             ) from error
     if not feed.samples:
@@ -87,13 +86,16 @@ def calibrate(
 class _Feed:
     """The samples' feeds, counted and digested as they go by."""
 
-    def __init__(self, data: Data, material: Material) -> None:
-        self._data, self._inputs = data, material.source.signature.inputs
+    def __init__(self, material: Material) -> None:
+        self._material = material
         self.digest = Digest()
         self.samples = 0
+        self.number = 0
+        """Of the sample that went by last, in DATA."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        for sample in self._data.samples(self._inputs):
+        for sample in self._material.calibration_samples():
+            self.number = sample.number
             self.digest.add(sample)
             self.samples += 1
             yield sample.feeds

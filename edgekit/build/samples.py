@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import TensorSpec
 
-__all__ = ["LABELS", "DataRejected", "Digest", "Sample", "fit"]
+__all__ = ["LABELS", "DataChanged", "DataRejected", "Digest", "Sample", "fit"]
 
 LABELS: Final = "labels"
 """The array that tells the class of each row, unless the model has an input of that name."""
@@ -27,6 +27,16 @@ class DataRejected(Refused):
     """DATA that the model cannot take."""
 
 
+class DataChanged(DataRejected):
+    """Figures of passes over DATA can be compared only if all see the same rows."""
+
+    def __init__(self, title: str = "DATA") -> None:
+        super().__init__(
+            f"{title} gives other rows in another pass: make it give the same rows each time it "
+            "is called."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """What one call of the model gets."""
@@ -34,6 +44,21 @@ class Sample:
     feeds: dict[str, np.ndarray]
     labels: np.ndarray | None
     """int64, one per row of the batch; None where the data have none."""
+    rows: int = 1
+    """Rows of DATA that it was made of."""
+    number: int = 0
+    """Its place among the samples of DATA."""
+
+    def digest(self) -> bytes:
+        """A few bytes that tell it from another, labels included."""
+        arrays = sorted(self.feeds.items())
+        if self.labels is not None:
+            arrays.append((LABELS, self.labels))
+        found = hashlib.blake2b(digest_size=8)
+        for name, array in arrays:
+            found.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.digest()
 
 
 class Digest:
@@ -60,6 +85,7 @@ def fit(rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str) -> Ite
     """
     batch = 1
     gathered: list[Row] = []
+    number = 0
     for index, row in enumerate(rows):
         where = f"{title}, sample {index}"
         checked = {spec.name: _checked(row, spec, where) for spec in inputs}
@@ -69,8 +95,9 @@ def fit(rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str) -> Ite
             checked[LABELS] = _labels(row[LABELS], where)
         gathered.append(checked)
         if len(gathered) == batch:
-            yield _sample(gathered, inputs, where)
+            yield replace(_sample(gathered, inputs, where), rows=batch, number=number)
             gathered = []
+            number += 1
 
 
 def _checked(row: Row, spec: TensorSpec, where: str) -> np.ndarray:

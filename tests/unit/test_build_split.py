@@ -1,0 +1,95 @@
+"""What is held out is held out from everything that makes or chooses a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgekit.build.data import Data, open_data
+from edgekit.build.kitchen import Kitchen
+from edgekit.build.material import Material, gather
+from edgekit.build.progress import Silent
+from edgekit.build.samples import DataRejected, Row
+from edgekit.build.split import MIN_HELD_OUT
+from edgekit_converters import isolation
+from edgekit_converters.calibration.estimators import Estimator
+from edgekit_converters.sources import open_source
+
+ROWS = 2 * MIN_HELD_OUT
+
+
+def linear(path: Path, batch: int | str) -> Path:
+    info, float_ = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    weights = onnx.numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [info("x", float_, [batch, 2])],
+        [info("y", float_, [batch, 2])],
+        [weights],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def numbered(path: Path, count: int = ROWS) -> Data:
+    np.savez(path, x=np.repeat(np.arange(count, dtype=np.float32)[:, None], 2, axis=1))
+    return open_data(str(path))
+
+
+def material_of(
+    scratch: Path, calibration: Data | None, validation: Data | None, batch: int | str = "n"
+) -> Material:
+    source = open_source(linear(scratch / "m.onnx", batch), scratch=scratch)
+    return gather(source, calibration, validation, normalizes=False, scratch=scratch)
+
+
+@pytest.mark.parametrize("judged", ["calibration", "validation"])
+def test_what_is_held_out_neither_calibrates_nor_conditions(tmp_path: Path, judged: str) -> None:
+    data = numbered(tmp_path / "d.npz")
+    material = material_of(
+        tmp_path,
+        data if judged == "calibration" else None,
+        data if judged == "validation" else None,
+    )
+    with isolation.Workshop() as workshop:
+        kitchen = Kitchen(
+            material,
+            (Estimator.MINMAX,),
+            workshop,
+            scratch=tmp_path,
+            threads=1,
+            progress=Silent(),
+        )
+        fed = [int(feeds["x"][0, 0]) for feeds in kitchen.feeds()]
+    selected = [i for i in range(ROWS) if material.split.selects(i)]
+    assert fed == selected[: len(fed)] and fed
+    assert kitchen.calibration.samples == len(selected) == ROWS // 2
+    assert kitchen.calibration.widest["x"].high == selected[-1]
+
+
+def test_calibration_data_are_used_whole_where_others_are_judged(tmp_path: Path) -> None:
+    material = material_of(tmp_path, numbered(tmp_path / "c.npz"), numbered(tmp_path / "v.npz"))
+    assert len(list(material.calibration_samples())) == material.calibration_count == ROWS
+
+
+def test_samples_of_a_model_with_a_fixed_batch_are_batches(tmp_path: Path) -> None:
+    material = material_of(tmp_path, None, numbered(tmp_path / "d.npz", 30), batch=4)
+    assert material.count == len(list(material.samples())) == 7
+
+
+def test_generator_that_is_used_up_is_refused(tmp_path: Path) -> None:
+    rows: Iterator[Row] = ({"x": np.full(2, i, np.float32)} for i in range(50))
+
+    def rest() -> Iterator[Row]:
+        yield from (row for row, _ in zip(rows, range(12), strict=False))
+
+    material = material_of(tmp_path, None, Data(title="feeder:rows", rows=rest, count=None))
+    with pytest.raises(DataRejected, match=r"feeder:rows gives other rows in another pass"):
+        for _ in range(5):
+            list(material.samples())
