@@ -3,7 +3,8 @@
 Invariant: a vector is kept only if every optimization level of the runtime gives the same top-1 by
 a clear margin, where top-1 is to be compared; the tolerance is the spread over those levels plus
 one step of the output's number format. Integers of 8 bits are quantized values, wider ones are
-class numbers and counts, where one more is another thing.
+class numbers and counts, where one more is another thing. Samples with NaN or infinity in their
+outputs are kept only if no other is there, and only if all levels have them in the same places.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class _Candidate:
     """Lead of top-1, as a part of the output's range; 0 where there is none to speak of."""
     top1: int
     size_bytes: int
+    is_finite: bool
 
 
 def choose_vectors(
@@ -76,7 +78,7 @@ def choose_vectors(
     """Pick vectors from the first samples and derive their tolerances.
 
     `output_step` is one step of the output's number format as a part of its range. `source` says
-    where the samples come from. Errors: `Refused` where no sample has finite outputs.
+    where the samples come from. Errors: `Refused` where no sample has outputs to compare.
     """
     session = open_session(kind, model, options)
     chosen = _pick(_candidates(session, samples()))
@@ -93,13 +95,24 @@ def choose_vectors(
     outputs = {index: session.run(feeds[index]) for index in sorted(feeds)}
     session.close()
     others = [
-        _outputs_at(level, model, kind, options, feeds)
+        found
         for level in (Optimization.NONE, Optimization.BASIC)
+        if (found := _outputs_at(level, model, kind, options, feeds)) is not None
     ]
+    outputs = {
+        index: wanted
+        for index, wanted in outputs.items()
+        if all(_same_places(level[index], wanted) for level in others)
+    }
+    if not outputs:
+        raise Refused(
+            "the model gives NaN or infinity in other places when it is optimized less: "
+            "check the model and its preprocessing."
+        )
     tolerances = {
         name: _tolerance(
             [outputs[i][name] for i in outputs],
-            [[level[i][name] for i in outputs] for level in others if level is not None],
+            [[level[i][name] for i in outputs] for level in others],
             output_step,
         )
         for name in next(iter(outputs.values()))
@@ -109,7 +122,7 @@ def choose_vectors(
             inputs={name: stored(array) for name, array in feeds[index].items()},
             outputs={name: stored(array) for name, array in outputs[index].items()},
         )
-        for index in sorted(feeds)
+        for index in outputs
     )
     return GoldenSet(
         vectors=vectors,
@@ -130,18 +143,43 @@ def _candidates(session: Session, samples: Iterable[Sample]) -> list[_Candidate]
     found = []
     for index, sample in zip(range(_CANDIDATES), samples, strict=False):
         outputs = session.run(sample.feeds)
-        if not all(np.isfinite(array).all() for array in outputs.values()):
+        finite = [np.isfinite(array) for array in outputs.values()]
+        if not any(array.any() or not array.size for array in finite):
             continue
         margin, top1 = _lead(outputs)
         size = sum(array.nbytes for array in (*sample.feeds.values(), *outputs.values()))
-        found.append(_Candidate(index=index, margin=margin, top1=top1, size_bytes=size))
-    return found
+        found.append(
+            _Candidate(
+                index=index,
+                margin=margin,
+                top1=top1,
+                size_bytes=size,
+                is_finite=all(a.all() for a in finite),
+            )
+        )
+    return [c for c in found if c.is_finite] or found
+
+
+def _same_places(got: Outputs, want: Outputs) -> bool:
+    """Whether NaN and infinities are where the others are: `golden.compare` takes no other."""
+    return all(
+        got[name].shape != array.shape
+        or np.array_equal(
+            np.where(np.isfinite(got[name]), 0, got[name]),
+            np.where(np.isfinite(array), 0, array),
+            equal_nan=True,
+        )
+        for name, array in want.items()
+        if array.dtype.kind == "f"
+    )
 
 
 def _lead(outputs: Outputs) -> tuple[float, int]:
     """Margin and class of the first output that has scores."""
     for array in outputs.values():
         if array.dtype.kind == "f" and array.ndim and array.shape[-1] > 1 and array.size:
+            if not np.isfinite(array).all():
+                break
             extent = float(array.max()) - float(array.min())
             margin = _least_margin(array) / extent if extent > 0 else 0.0
             return margin, int(np.argmax(array.reshape(-1, array.shape[-1])[0]))
@@ -181,17 +219,17 @@ def _outputs_at(
     feeds: Mapping[int, Mapping[str, np.ndarray]],
 ) -> dict[int, Outputs] | None:
     """Outputs at another optimization level; None where the runtime does not run the model so."""
+    less = SessionOptions(threads=options.threads, providers=options.providers, optimization=level)
     try:
-        session = open_session(
-            kind,
-            model,
-            SessionOptions(
-                threads=options.threads, providers=options.providers, optimization=level
-            ),
-        )
-        return {index: session.run(tensors) for index, tensors in feeds.items()}
-    except (ModelUnloadable, InferenceFailed):
+        session = open_session(kind, model, less)
+    except ModelUnloadable:
         return None
+    try:
+        return {index: session.run(tensors) for index, tensors in feeds.items()}
+    except InferenceFailed:
+        return None
+    finally:
+        session.close()
 
 
 def _tolerance(
@@ -201,12 +239,14 @@ def _tolerance(
     for level in levels:
         for got, want in zip(level, recorded, strict=True):
             if got.shape == want.shape and got.size:
-                off = np.abs(got.astype(np.float64) - want.astype(np.float64))
-                spread = max(spread, float(np.nan_to_num(off, nan=0.0, posinf=0.0).max()))
+                numbers = np.isfinite(want)
+                off = np.abs(got[numbers].astype(np.float64) - want[numbers].astype(np.float64))
+                spread = max(spread, float(off.max(initial=0.0)))
     if recorded[0].dtype.kind != "f":
         return Tolerance(absolute=spread + (1 if recorded[0].dtype.name in _QUANTIZED else 0))
-    low = min((float(a.min()) for a in recorded if a.size), default=0.0)
-    high = max((float(a.max()) for a in recorded if a.size), default=0.0)
+    finite = [array[np.isfinite(array)] for array in recorded]
+    low = min((float(a.min()) for a in finite if a.size), default=0.0)
+    high = max((float(a.max()) for a in finite if a.size), default=0.0)
     extent = max(high, 0.0) - min(low, 0.0) or 1.0  # zeros do not tell their range
     return Tolerance(absolute=spread + extent * output_step)
 
@@ -217,6 +257,7 @@ def _is_clear(arrays: Sequence[np.ndarray], tolerance: Tolerance) -> bool:
         and array.ndim > 0
         and array.shape[-1] > 1
         and array.size > 0
+        and bool(np.isfinite(array).all())
         and _least_margin(array) > _CLEAR_MARGIN * tolerance.absolute
         for array in arrays
     )

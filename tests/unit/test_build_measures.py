@@ -12,19 +12,21 @@ from parts import need_package
 from tflite_files import relu_file
 
 from edgekit.build.accuracy import Truths, measure_accuracy
-from edgekit.build.bench import MIN_HELD_OUT, Bench
+from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies, ratio_of
 from edgekit.build.metrics import Metric
 from edgekit.build.progress import Silent
-from edgekit.build.samples import Sample
+from edgekit.build.samples import DataRejected, Sample
+from edgekit.build.split import MIN_HELD_OUT, Split
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import AudioPreprocess, Color, ImagePreprocess, Layout, TensorSpec
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.recipes import find_recipe
+from edgekit_runtime.golden import check_golden
 from edgekit_runtime.preprocess import PreprocessRejected, image_tensor, resize_bilinear, windows
-from edgekit_runtime.session import SessionOptions
+from edgekit_runtime.session import SessionOptions, open_session
 
 
 def test_ratio_is_of_rounds_so_that_slow_rounds_cancel() -> None:
@@ -60,23 +62,20 @@ def ramp(count: int) -> list[Sample]:
     return [Sample(feeds={"x": np.full((1, 2), i, np.float32)}, labels=None) for i in range(count)]
 
 
-def bench(path: Path, count: int | None, samples: int) -> Bench:
+def bench(path: Path, samples: int) -> Bench:
     return Bench(
         kind=RuntimeKind.NULL,
         baseline=null_model(path, 1.0),
         metric=Metric(name="r2"),
         samples=lambda: ramp(samples),
-        count=count,
+        count=samples,
         progress=Silent(),
     )
 
 
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("samples", [MIN_HELD_OUT - 1, MIN_HELD_OUT])
-def test_enough_samples_are_split_between_choice_and_report(
-    tmp_path: Path, samples: int, known: bool
-) -> None:
-    found = bench(tmp_path / "b", samples if known else None, samples)
+def test_enough_samples_are_split_between_choice_and_report(tmp_path: Path, samples: int) -> None:
+    found = bench(tmp_path / "b", samples)
     variant = Variant(recipe=find_recipe("float32"), path=null_model(tmp_path / "a", 1.01))
     seen = found.accuracies([variant])["float32"]
     held_out = found.held_out([variant])
@@ -84,8 +83,70 @@ def test_enough_samples_are_split_between_choice_and_report(
         assert seen.samples == samples and not held_out
     else:
         assert seen.samples == held_out["float32"].samples == MIN_HELD_OUT // 2
-        # even samples are the choice's, odd ones the report's
-        assert [s.feeds["x"][0, 0] for s in found.selection()] == list(range(0, samples, 2))
+        chosen = [int(s.feeds["x"][0, 0]) for s in found.selection()]
+        assert found.looked_at == len(chosen)
+        assert chosen == [i for i in range(samples) if Split(samples=samples).selects(i)]
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 10])
+def test_halves_are_equal_and_see_each_class_of_those_that_take_turns(period: int) -> None:
+    split = Split(samples=1001)
+    selected = [i for i in range(1001) if split.selects(i)]
+    assert split.selected == len(selected) in (500, 501)
+    counts = np.bincount([i % period for i in selected], minlength=period)
+    assert counts.min() > 0.8 * 500 / period
+
+
+def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path) -> None:
+    truths = Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL)
+    assert len(list(truths.along(ramp(5)))) == 5
+    with pytest.raises(DataRejected, match="other rows in another pass"):
+        list(truths.along(ramp(5)[::-1]))
+
+
+def test_variant_that_was_run_on_nothing_has_failed(tmp_path: Path) -> None:
+    model = null_model(tmp_path / "b", 1.0)
+    found = measure_accuracy(
+        {"a": model},
+        kind=RuntimeKind.NULL,
+        metric=Metric(name="r2"),
+        samples=list,
+        truths=Truths(model, RuntimeKind.NULL),
+        advance=lambda steps: None,
+    )
+    assert found["a"].failure and found["a"].score is None
+
+
+def test_outputs_without_elements_are_compared_by_the_others(tmp_path: Path) -> None:
+    info, float_ = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    paths = {}
+    for name, factor in (("b", 1.0), ("a", 1.1)):
+        graph = onnx.helper.make_graph(
+            [
+                onnx.helper.make_node("Slice", ["x", "zero", "zero"], ["none"]),
+                onnx.helper.make_node("Mul", ["x", "factor"], ["y"]),
+            ],
+            "g",
+            [info("x", float_, ["n", 2])],
+            [info("none", float_, ["k", 2]), info("y", float_, ["n", 2])],
+            [
+                onnx.numpy_helper.from_array(np.zeros(1, np.int64), "zero"),
+                onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"),
+            ],
+        )
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        paths[name] = tmp_path / name
+        onnx.save(model, paths[name])
+    found = measure_accuracy(
+        {"a": paths["a"]},
+        kind=RuntimeKind.ONNXRUNTIME,
+        metric=Metric(name="cosine"),
+        samples=lambda: ramp(4),
+        truths=Truths(paths["b"], RuntimeKind.ONNXRUNTIME),
+        advance=lambda steps: None,
+    )
+    assert found["a"].failure is None and found["a"].errors[0].expected.startswith("y[")
 
 
 def test_baseline_runs_once_over_samples_that_variants_see_again(tmp_path: Path) -> None:
@@ -195,6 +256,28 @@ def test_golden_tolerance_of_class_numbers_is_0_and_of_pixels_a_step(tmp_path: P
     assert {name: t.absolute for name, t in found.items()} == {
         "pixels": 1, "steps": 1, "classes": 0, "places": 0,
     }  # fmt: skip
+
+
+def test_golden_vectors_keep_infinities_that_every_level_has(tmp_path: Path) -> None:
+    """As attention masks have them: in part of the outputs of every sample."""
+    info, float_ = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    mask = onnx.numpy_helper.from_array(np.array([0, -np.inf, 0], np.float32), "mask")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "mask"], ["y"])],
+        "masked",
+        [info("x", float_, [1, 3])],
+        [info("y", float_, [1, 3])],
+        [mask],
+    )
+    path = tmp_path / "m.onnx"
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    rows = [{"x": np.array([[i, 1, 2]], np.float32)} for i in range(9)]
+    found = golden_of(path, RuntimeKind.ONNXRUNTIME, rows)
+    assert found.golden.tolerances["y"].absolute < 1 and not found.golden.top1
+    session = open_session(RuntimeKind.ONNXRUNTIME, path)
+    assert check_golden(session, found.golden, found.vectors) is None
+    session.close()
 
 
 def test_golden_tolerance_of_an_output_that_is_always_zero_is_not_0(tmp_path: Path) -> None:
