@@ -136,14 +136,8 @@ class Kitchen:
         return self._calibrations[base]
 
     def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """A few calibration samples, else validation samples, else made-up ones."""
-        data = self.material.calibration
-        samples = (
-            data.samples(self.material.source.signature.inputs)
-            if data is not None
-            else self.material.samples()
-        )
-        for sample in islice(samples, _MOMENT_SAMPLES):
+        """A few of the samples that variants are made with."""
+        for sample in islice(self.material.calibration_samples(), _MOMENT_SAMPLES):
             yield sample.feeds
 
     def _make(self, recipe: Recipe, tuning: Tuning) -> Variant:
