@@ -286,3 +286,52 @@ def test_stored_weights_are_rounded_once_and_small_ones_not_at_all(tmp_path: Pat
         return np.einsum("od,de,oe->o", change, moments["to c"].gram[0], change)
 
     assert losses(codes).sum() < 0.95 * losses(np.rint(large / steps)).sum()
+
+
+def readers(directory: Path, *other: onnx.NodeProto) -> Path:
+    """Two Gather of one table, a product, and maybe others that read the table."""
+    random = np.random.default_rng(0)
+    weights = {"table": random.standard_normal((400, 64)), "w": random.standard_normal((64, 8))}
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"], name="rows"),
+        helper.make_node("Gather", ["table", "ids"], ["b"], name="others"),
+        helper.make_node("Add", ["a", "b"], ["s"], name="sum"),
+        helper.make_node("MatMul", ["s", "w"], ["y"], name="last"),
+        *other,
+    ]
+    inner = helper.make_graph(
+        nodes,
+        "readers",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in ("y", *(node.output[0] for node in other))
+        ],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    path = directory / "readers.onnx"
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save_model(model, path)
+    return path
+
+
+@pytest.mark.parametrize(("storage", "part"), [(8, 0.30), (4, 0.22)])
+def test_a_table_that_several_read_is_stored_once(
+    storage: int, part: float, tmp_path: Path
+) -> None:
+    path = readers(tmp_path)
+    narrow = Storage(table_bits=storage)
+    out = made(path, storage=narrow)
+    assert out.stat().st_size < part * path.stat().st_size
+    assert spread(path, out) < 0.15
+
+
+@pytest.mark.parametrize("keeper", ["operator", "spared node"])
+def test_a_table_that_another_keeps_is_not_stored_beside_it(keeper: str, tmp_path: Path) -> None:
+    other = [helper.make_node("ReduceMax", ["table"], ["z"], name="keeper")]
+    is_spared = keeper == "spared node"
+    path = readers(tmp_path, *([] if is_spared else other))
+    out = made(path, spared=frozenset({"others"} if is_spared else ()))
+    left = graph.operators(onnx.load_model(out))
+    assert (left["Gather"], left["MatMulInteger"]) == (2, 1)
+    assert out.stat().st_size < path.stat().st_size

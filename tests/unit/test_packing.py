@@ -14,7 +14,7 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.quantization.blockwise import channelwise, quantized
 from edgekit_converters.quantization.draft import Draft
-from edgekit_converters.quantization.packing import unpacked
+from edgekit_converters.quantization.packing import PackedRows
 from edgekit_runtime.session import open_session
 
 
@@ -27,7 +27,7 @@ def unpacked_by_runtime(codes: np.ndarray, bits: int, path: Path, rows: np.ndarr
 
     def change(place, node):
         shape = (-1, codes.shape[1])
-        some = unpacked(place, codes, bits, shape, rows="ids")
+        some = PackedRows.stored(place, codes, bits).rows(place, "ids", shape)
         place.add("Identity", [some], "out", outputs=["out"])
         return True
 

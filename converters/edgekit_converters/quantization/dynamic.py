@@ -30,7 +30,7 @@ from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.quantization.blockwise import channelwise
 from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
 from edgekit_converters.quantization.folding import pack, unfold
-from edgekit_converters.quantization.tables import table_of, take_rows
+from edgekit_converters.quantization.tables import kept_tables, table_of, take_rows
 from edgekit_converters.quantization.weight_only import reconstruct_stored, stored_weights
 
 __all__ = ["Storage", "quantize_dynamic"]
@@ -82,6 +82,7 @@ def quantize_dynamic(
         storage=storage,
         spared=spared,
         moments=moments or {},
+        kept=kept_tables(model, frozenset() if is_packed else spared),
     )
     draft = Draft(model)
     draft.replace(rewriting.change_or_store)
@@ -99,6 +100,8 @@ class _Rewriting:
     storage: Storage
     spared: frozenset[str]
     moments: Mapping[str, Moments]
+    kept: frozenset[str]
+    """Tables that stay float32 whatever becomes of a node."""
     taken: int = 0
     """Nodes that are quantized dynamically so far."""
     packed: int = 0
@@ -121,7 +124,7 @@ class _Rewriting:
             return False
         if node.op_type == "LSTM":
             return self._lstm(place, node)
-        if (table := table_of(place, node)) is not None:
+        if (table := table_of(place, node, self.kept)) is not None:
             take_rows(place, node, table, bits=8 if is_spared else self.storage.table_bits)
             return True
         if node.op_type not in _PRODUCTS or place.holder(node.input[0]) is not None:

@@ -5,11 +5,10 @@ those of 8 bits, at their speed. What that takes is memory while loading: a fold
 all are. So the nodes work on bytes but for one step: 9 bytes a weight in 4 bits, 11 in 5 or 6,
 where float arithmetic on codes takes 40.
 
-A code is split into its high four bits and what is left, and each part shares bytes with those of
-the next rows. Of a byte and what is left of it after shifts, codes are linear combinations: one
-product gives them all. A block is every n-th row of a matrix, not n rows in turn: then
-QuantizeLinear makes levels of codes along one axis. Neither needs 4-bit tensors, which came with
-ONNX opset 21, nor operators of one runtime.
+Codes share bytes with those of the next rows, plane by plane (`bits`). Of a byte and what is left
+of it after shifts, codes are linear combinations: one product gives them all. A block is every
+n-th row of a matrix, not n rows in turn: then QuantizeLinear makes levels of codes along one axis.
+Neither needs operators of one runtime.
 
 Invariant: `Packed.weights` are what the nodes compute, exactly; none is beyond the levels that were
 asked for.
@@ -24,12 +23,12 @@ import numpy as np
 from onnx import TensorProto
 
 from edgekit_converters.conditioning.moments import Moments
+from edgekit_converters.quantization.bits import HIGH, planes, share, shifts
 from edgekit_converters.quantization.blockwise import Inverse, compensate, fitted_grid, read_by
 from edgekit_converters.quantization.draft import Place
 
 __all__ = ["Packed", "pack", "unfold"]
 
-_HIGH: Final = 4
 _MIDDLE: Final = 128
 _ALIGNMENT: Final = 8
 """Rows of a block are a multiple of this, so that codes of any width fill bytes."""
@@ -169,22 +168,21 @@ def unfold(place: Place, packed: Packed) -> str:
     return place.add("Slice", [levels, *ends], "weights", front=True)
 
 
-def _unpacked(place: Place, codes: np.ndarray, bits: int) -> str:
+def _unpacked(place: Place, codes: np.ndarray, width: int) -> str:
     """Name of codes [group, row of the group, column]; the rows of a group share bytes."""
-    low = bits - _HIGH
-    per = 8 // (low or _HIGH)
-    split = codes.reshape(-1, per, codes.shape[-1])
-    high = place.constant(_shared(split >> low, _HIGH), "high")
-    shifted = [high, _shifted(place, high, np.array(_HIGH, np.uint8))]
+    (_, high), *rest = planes(codes, width)
+    per = 8 // (rest[0][0] if rest else HIGH)
+    first = place.constant(_grouped(high, HIGH, per), "high")
+    shifted = [first, _shifted(place, first, np.array(HIGH, np.uint8))]
     whole = np.eye(per // 2)
     # the even rows are the lower halves of bytes: what is left when the upper ones are taken away
-    even, odd = np.kron(whole, [[1], [0]]), np.kron(whole, [[-(2**_HIGH)], [1]])
-    factors = [2**low * even, 2**low * odd]
-    if low:
-        rest = place.constant(_shared(split & (2**low - 1), low), "low")
-        shifts = (np.arange(per, dtype=np.uint8) * np.uint8(low)).reshape(1, per, 1)
-        shifted.append(_shifted(place, rest, shifts))
-        factors.append(np.eye(per) - 2**low * np.eye(per, k=1))
+    even, odd = np.kron(whole, [[1], [0]]), np.kron(whole, [[-(2**HIGH)], [1]])
+    radix = 2 ** (width - HIGH)
+    factors = [radix * even, radix * odd]
+    for low, plane in rest:
+        second = place.constant(_grouped(plane, low, per), "low")
+        shifted.append(_shifted(place, second, shifts(low).reshape(1, per, 1)))
+        factors.append(np.eye(per) - radix * np.eye(per, k=1))
     stacked = place.add("Concat", shifted, "codes", front=True, axis=1)
     # QLinearMatMul takes bytes about a zero point, and multiplies them by steps of 1
     product = np.concatenate(factors, axis=1) + _MIDDLE
@@ -194,13 +192,9 @@ def _unpacked(place: Place, codes: np.ndarray, bits: int) -> str:
     return place.add("QLinearMatMul", [*left, stacked, one, none, one, none], "codes", front=True)
 
 
-def _shared(codes: np.ndarray, width: int) -> np.ndarray:
-    """Codes [group, row, column] in bytes, of so many rows in turn as fit, lowest bits first."""
-    per = 8 // width
-    split = codes.reshape(len(codes), -1, per, codes.shape[-1])
-    shifts = (np.arange(per, dtype=np.uint8) * np.uint8(width)).reshape(per, 1)
-    shared: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=2)
-    return shared
+def _grouped(codes: np.ndarray, width: int, rows: int) -> np.ndarray:
+    """Bytes [group, byte, column] of codes [row, column], so many rows to a group."""
+    return share(codes.reshape(-1, rows, codes.shape[-1]), width, axis=1)
 
 
 def _shifted(place: Place, name: str, shifts: np.ndarray) -> str:

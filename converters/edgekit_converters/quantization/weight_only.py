@@ -27,10 +27,10 @@ from edgekit_converters.conditioning.grid import FULL_LEVELS, Grid
 from edgekit_converters.conditioning.layers import LAYER_OPERATORS, layers
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.conditioning.rounding import reconstruct
+from edgekit_converters.quantization.bits import share
 from edgekit_converters.quantization.blockwise import channelwise, quantized
 from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
-from edgekit_converters.quantization.packing import folded
-from edgekit_converters.quantization.tables import table_of, take_rows
+from edgekit_converters.quantization.tables import kept_tables, table_of, take_rows
 
 __all__ = ["Products", "halve_weights", "narrow_weights", "reconstruct_stored", "stored_weights"]
 
@@ -66,7 +66,13 @@ def narrow_weights(
     model = onnx.load_model(source)
     if moments and products is None:
         reconstruct_stored(model, moments, spared=spared)
-    rewriting = _Narrowing(products=products, spared=spared, moments=moments or {})
+    is_packed = products is not None and products.bits < 8
+    rewriting = _Narrowing(
+        products=products,
+        spared=spared,
+        moments=moments or {},
+        kept=kept_tables(model, frozenset() if is_packed else spared),
+    )
     draft = Draft(model)
     if not draft.replace(rewriting.change) or (products and not rewriting.multiplied):
         raise Refused("no weight is large enough to be worth storing in fewer bits.")
@@ -121,6 +127,8 @@ class _Narrowing:
     products: Products | None
     spared: frozenset[str]
     moments: Mapping[str, Moments]
+    kept: frozenset[str]
+    """Tables that stay float32 whatever becomes of a node."""
     multiplied: int = 0
     """Nodes that became MatMulNBits."""
 
@@ -129,7 +137,7 @@ class _Narrowing:
         is_packing = self.products is not None and self.products.bits < 8
         if node.domain not in graph.ONNX_DOMAINS or (is_spared and not is_packing):
             return False
-        if (table := table_of(place, node)) is not None:
+        if (table := table_of(place, node, self.kept)) is not None:
             take_rows(place, node, table, bits=4 if is_packing and not is_spared else 8)
             return True
         if self.products is not None and not is_spared and self._in_blocks(place, node):
@@ -180,7 +188,7 @@ class _Narrowing:
         """Names of codes [columns, blocks, bytes], steps, and zero points unless symmetric."""
         products = self.products
         assert products is not None
-        bits, columns = products.bits, matrix.shape[1]
+        bits = products.bits
         blocks = quantized(
             matrix,
             bits=bits,
@@ -189,14 +197,13 @@ class _Narrowing:
             moments=self.moments.get(node.name),
         )
         codes = blocks.codes.transpose(2, 0, 1)
-        packed = folded(codes.reshape(-1, products.block), bits)
+        packed = share(codes, bits)
         steps = holder.constant(blocks.stored_steps.T, "steps")
         if blocks.stored_steps.dtype != np.float32:
             steps = holder.add("Cast", [steps], "steps", front=True, to=TensorProto.FLOAT)
-        names = [holder.constant(packed.reshape(columns, codes.shape[1], -1), "weights"), steps]
+        names = [holder.constant(packed, "weights"), steps]
         if not products.symmetric:
-            zeros = folded(blocks.zeros.T, bits).reshape(columns, -1)
-            names.append(holder.constant(zeros, "zeros"))
+            names.append(holder.constant(share(blocks.zeros.T, bits), "zeros"))
         return names
 
 
