@@ -21,7 +21,7 @@ from edgekit.build.metrics import Metric
 from edgekit.build.progress import Progress
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
-from edgekit.build.screen import Screen
+from edgekit.build.screen import SCREENED, Screen
 from edgekit.build.split import Split
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import SessionOptions, Tensors
@@ -78,7 +78,7 @@ class Bench:
 
     def selection(self) -> Iterator[Sample]:
         """The samples that search and choice look at, of those that they may see."""
-        return islice(self._split.selection(self._series()), self._most)
+        return self._spread(self._most)
 
     def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy of each variant on the selection, by title."""
@@ -99,10 +99,10 @@ class Bench:
         )
 
     def screen(self, threads: int) -> Screen:
-        """Quick figures, on the first samples of the selection."""
+        """Quick figures, on a few samples from all over the selection."""
         screen = Screen(
-            self.selection(),
-            truths=self._truths[0],
+            self._spread(SCREENED),
+            truths=Truths(self.baseline, self.kind),
             baseline=self.baseline,
             kind=self.kind,
             metric=self.metric,
@@ -111,6 +111,14 @@ class Bench:
         if self._most is None:
             self._most = max(_LEAST_SELECTED, int(_SELECTION_S / max(screen.sample_s, 1e-9)))
         return screen
+
+    def _spread(self, most: int | None) -> Iterator[Sample]:
+        """At most so many of those that the choice may see, evenly spread: data may be sorted."""
+        count = self._split.selected
+        taken = min(count, most) if most is not None else count
+        wanted = {index * count // taken for index in range(taken)} if taken else set()
+        samples = self._split.selection(self._series())
+        return (sample for index, sample in enumerate(samples) if index in wanted)
 
     def _measured(
         self,

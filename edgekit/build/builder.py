@@ -224,7 +224,7 @@ class _Build:
             measured_on=host.title,
             on_target=on_target,
             calibration_samples=self._kitchen.calibration.samples,
-            validation_samples=bench.samples,
+            validation_samples=bench.looked_at,
             chosen=variant.title,
             candidates=verdict.candidates,
             normalization=self._material.normalized.steps,

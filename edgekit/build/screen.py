@@ -24,11 +24,13 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external
 from edgekit_runtime.session import SessionOptions, Tensors
 
-__all__ = ["Screen", "Trial"]
+__all__ = ["SCREENED", "Screen", "Trial"]
 
 _KEPT_BYTES: Final = 64 * limits.MIB
-_LEAST, _MOST = 8, 64
-_BASELINE_S: Final = 0.4
+SCREENED: Final = 64
+"""Samples at most."""
+_LEAST: Final = 8
+_BASELINE_S: Final = 1.0
 """How long the baseline and the reading of the samples may take, once there are a few."""
 _RACE_S: Final = 0.2
 _RACE_FEEDS: Final = 4
@@ -82,7 +84,7 @@ class Screen:
         self._trials: dict[tuple[str, object], Trial] = {}
         spent_s, kept_bytes = 0.0, 0
         began = time.perf_counter()
-        for sample, outputs in truths.along(islice(samples, _MOST)):
+        for sample, outputs in truths.along(islice(samples, SCREENED)):
             spent_s += time.perf_counter() - began
             kept_bytes += sum(array.nbytes for array in sample.feeds.values())
             self._kept.append((sample, outputs))

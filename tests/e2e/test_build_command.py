@@ -77,7 +77,7 @@ def test_build_for_two_profiles_chooses_packs_and_signs(tmp_path: Path) -> None:
         chosen = next(c for c in report["candidates"] if c["outcome"] == "chosen")
         assert chosen["recipe"] == f"int8-static/per-channel/{INT8}/minmax"
         assert report["chosen"].startswith(chosen["recipe"])
-        assert report["metric"] == "top1" and report["validation_samples"] == 1000
+        assert report["metric"] == "top1" and report["validation_samples"] == 500
         float32, int8 = report["candidates"][0], chosen
         assert int8["size_bytes"] < 0.45 * float32["size_bytes"]
         assert int8["score"]["value"] >= float32["score"]["value"] - 0.01
