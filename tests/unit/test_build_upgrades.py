@@ -42,6 +42,20 @@ def test_old_form_computes_the_same_at_opset_13(name: str, opset: int) -> None:
         assert same_outputs(outputs(model, tensors), want) is None
 
 
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_an_empty_last_axis_stays_empty(kind: str) -> None:
+    inner = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, ["x"], ["y"], axis=2)],
+        "last",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["a", "b", "c"])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    model = onnx.helper.make_model(inner, opset_imports=[onnx.helper.make_opsetid("", 11)])
+    raise_opset(model)
+    graph.clamp_ir(model)
+    assert outputs(model, {"x": np.ones((2, 3, 0), np.float32)})["y"].shape == (2, 3, 0)
+
+
 def test_newer_opset_stays() -> None:
     model = made(OLD_MODELS["MaxPool"], 12)
     model.opset_import[0].version = 17

@@ -53,7 +53,7 @@ class _Raising:
     def __init__(self, model: ModelProto, version: int) -> None:
         self.version = version
         self._names = graph.Names(model)
-        self._types = _element_types(model)
+        self._types, self._ranks = _element_types_and_ranks(model)
         self._constants: dict[str, TensorProto] = {}
         self._graph = model.graph
         self.read = graph.read_names(model)
@@ -92,20 +92,30 @@ class _Raising:
         element = self._types.get(name, TensorProto.FLOAT)
         return helper.tensor_dtype_to_np_dtype(element)
 
+    def rank(self, name: str) -> int | None:
+        return self._ranks.get(name)
 
-def _element_types(model: ModelProto) -> Mapping[str, int]:
-    """Element types of values, as far as the model and ONNX tell."""
+
+def _element_types_and_ranks(model: ModelProto) -> tuple[dict[str, int], dict[str, int]]:
+    """Of values, as far as the model and ONNX tell; without ranks of names that stand for values
+    of several, in branches."""
     try:
         typed = onnx.shape_inference.infer_shapes(model)
     except Exception:  # a type that is not known is float32, and the proof decides
         typed = model
-    found: dict[str, int] = {}
+    types: dict[str, int] = {}
+    ranks: dict[str, set[int]] = {}
     for current in graph.graphs(typed.graph):
-        found |= {tensor.name: tensor.data_type for tensor in current.initializer}
+        for tensor in current.initializer:
+            types[tensor.name] = tensor.data_type
+            ranks.setdefault(tensor.name, set()).add(len(tensor.dims))
         for value in (*current.input, *current.output, *current.value_info):
-            if element := value.type.tensor_type.elem_type:
-                found[value.name] = element
-    return found
+            known = value.type.tensor_type
+            if known.elem_type:
+                types[value.name] = known.elem_type
+            if known.HasField("shape"):
+                ranks.setdefault(value.name, set()).add(len(known.shape.dim))
+    return types, {name: each.pop() for name, each in ranks.items() if len(each) == 1}
 
 
 def _take(node: NodeProto, *names: str) -> list[Any]:
@@ -143,9 +153,10 @@ def _along_axis(to: _Raising, node: NodeProto) -> Iterable[NodeProto]:
     (axis,) = _take(node, "axis")
     axis = 1 if axis is None else int(axis)
     _attribute(node, "axis", -1)
-    if axis == -1:
-        return [node]
     given, result = node.input[0], node.output[0]
+    rank = to.rank(given)
+    if axis == -1 or (rank is not None and axis == rank - 1):
+        return [node]
     flat, done, shape = (to.value(f"{result}/{part}") for part in ("flat", "of flat", "shape"))
     node.input[0], node.output[0] = flat, done
     return [
