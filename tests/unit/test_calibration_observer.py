@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from edgekit_converters.calibration.probes import Probe, Telling, probe_for
 from edgekit_converters.calibration.shards import ShardFailed
 from edgekit_converters.calibration.statistics import TensorStatistics
 from edgekit_converters.calibration.watcher import SampleFailed, plan_probes
+from edgekit_runtime.backend_onnxruntime import OnnxSession
 
 Feeds = dict[str, np.ndarray]
 FLOAT = TensorProto.FLOAT
@@ -230,6 +232,12 @@ def test_sharing_samples_out_changes_no_bit(shards: int, tmp_path: Path) -> None
         assert ranges[0] == ranges[1]
 
 
+def open_sessions() -> list[OnnxSession]:
+    """Even those that a traceback keeps."""
+    found = [entry for entry in gc.get_objects() if isinstance(entry, OnnxSession)]
+    return [session for session in found if session._session is not None]
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_sample_that_the_model_fails_on_is_told_by_number(shards: int, tmp_path: Path) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
@@ -239,6 +247,7 @@ def test_a_sample_that_the_model_fails_on_is_told_by_number(shards: int, tmp_pat
     with pytest.raises(SampleFailed) as failed:
         observe(model, ["y"], samples, threads=1, scratch=tmp_path, shards=shards)
     assert failed.value.index == 3
+    assert not open_sessions()
 
 
 def test_a_process_that_dies_is_one_sentence_and_leaves_none_behind(tmp_path: Path) -> None:

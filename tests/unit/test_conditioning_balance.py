@@ -13,6 +13,7 @@ from onnx import ModelProto, load_model
 
 from edgekit_converters.conditioning.equalization import equalize, equalize_file
 from edgekit_converters.conditioning.grid import Grid
+from edgekit_converters.conditioning.junctions import find_junctions, scale
 from edgekit_converters.conditioning.layers import layers, replace
 
 Rewrite = Callable[..., int]
@@ -168,3 +169,20 @@ def test_a_silent_channel_stays_as_it_is(tmp_path: Path) -> None:
     assert changed == 2
     _same(model, equalized, feeds)
     assert np.isfinite(constants_of(equalized)["v"]).all()
+
+
+def test_one_constant_as_scale_and_bias_becomes_two(tmp_path: Path) -> None:
+    held = {"w": _uneven(8, 3, 1, 1), "both": np.abs(_normal(8)) + 0.5, "variance": np.ones(8),
+            "mean": np.zeros(8), "v": _uneven(8, 8, 1, 1, axis=1, inverse=True)}  # fmt: skip
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("BatchNormalization", "c both both mean variance", "n"),
+        node("Conv", "n v", "y"),
+    ]
+    model = model_of(nodes, held, rank=4)
+    changed = ModelProto.FromString(model.SerializeToString())
+    (junction,) = find_junctions(changed, behind_layers=False)
+    scale(changed, [junction], {junction.tensor: np.exp(_normal(8))})
+    names = [tensor.name for tensor in changed.graph.initializer]
+    assert len(set(names)) == len(names) == len(held) + 2
+    _same(model, changed, _feeds(1, 3, 5, 5))

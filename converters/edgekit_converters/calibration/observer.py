@@ -7,6 +7,7 @@ the statistics are the same however the samples are shared out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -51,12 +52,11 @@ def observe(
         )
     else:
         found = {name: TensorStatistics() for name in tensors}
-        watcher = Watcher(model, plan, threads=threads, scratch=scratch)
-        for index, feeds in enumerate(every):
-            try:
-                watcher.enter(feeds, found)
-            except InferenceFailed as error:
-                raise SampleFailed(error.detail, index=index) from error
-            advance(1)
-        watcher.close()
+        with closing(Watcher(model, plan, threads=threads, scratch=scratch)) as watcher:
+            for index, feeds in enumerate(every):
+                try:
+                    watcher.enter(feeds, found)
+                except InferenceFailed as error:
+                    raise SampleFailed(error.detail, index=index) from error
+                advance(1)
     return {name: each for name, each in found.items() if each.observations}

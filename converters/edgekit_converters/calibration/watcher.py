@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,9 +56,8 @@ def plan_probes(
     for name in inner:
         proto.graph.node.append(helper.make_node("Shape", [name], [_SHAPE + name]))
         proto.graph.output.append(ValueInfoProto(name=_SHAPE + name))
-    session = _session(proto, _settings(threads, optimizes=False), model)
-    shapes = session.run(feeds)
-    session.close()
+    with closing(_session(proto, _settings(threads, optimizes=False), model)) as session:
+        shapes = session.run(feeds)
     plan = dict.fromkeys(wanted, Probe())
     for name in inner:
         shape = tuple(shapes[_SHAPE + name].tolist())
@@ -132,6 +132,8 @@ class Watcher:
     ) -> dict[str, np.ndarray]:
         if self._whole_session is None or not self._whole.issuperset(names):
             self._whole |= frozenset(names)
+            if self._whole_session is not None:
+                self._whole_session.close()
             self._whole_session = self._open(dict.fromkeys(self._whole, Probe()))
         return self._whole_session.run(feeds)
 

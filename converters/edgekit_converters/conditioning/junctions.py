@@ -150,13 +150,14 @@ def collect_peaks(
     """Peaks of the junctions' tensors over the samples. Errors: those of the runtime."""
     axes = {j.tensor: j.readers[0].trailing for j in junctions}
     peaks = {j.tensor: np.zeros(j.channels) for j in junctions}
-    for values in readings(model, list(axes), samples, threads=threads, scratch=scratch):
-        for name, array in values.items():
-            if not array.size:
-                continue
-            across = np.moveaxis(array, array.ndim - 1 - axes[name], -1)
-            flat = np.abs(across).reshape(-1, across.shape[-1])
-            peaks[name] = np.maximum(peaks[name], flat.max(axis=0))
+    with readings(model, list(axes), samples, threads=threads, scratch=scratch) as seen:
+        for values in seen:
+            for name, array in values.items():
+                if not array.size:
+                    continue
+                across = np.moveaxis(array, array.ndim - 1 - axes[name], -1)
+                flat = np.abs(across).reshape(-1, across.shape[-1])
+                peaks[name] = np.maximum(peaks[name], flat.max(axis=0))
     return peaks
 
 
@@ -196,7 +197,7 @@ def _multiply(model: ModelProto, node: NodeProto, at: int, factor: np.ndarray, u
         return
     own = model.graph.initializer.add()
     scaled = (values * factor).astype(np.float32)
-    own.CopyFrom(numpy_helper.from_array(scaled, f"{node.input[at]}/of {node.output[0]}"))
+    own.CopyFrom(numpy_helper.from_array(scaled, f"{node.input[at]}/{at} of {node.output[0]}"))
     node.input[at] = own.name
 
 

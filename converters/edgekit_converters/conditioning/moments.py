@@ -102,12 +102,12 @@ def collect_moments(
     sums = _sums([layer for layer in layers(proto) if layer.name in set(nodes)])
     unique = list({id(entry): entry for entry in sums.values()}.values())
     tensors = {entry.layer.input for entry in unique}
-    seen = readings(proto, tensors, samples, threads=threads, scratch=scratch)
-    for seed, values in enumerate(seen):
-        for entry in unique:
-            if values[entry.layer.input].size:
-                entry.add(values[entry.layer.input], seed)
-        advance(1)
+    with readings(proto, tensors, samples, threads=threads, scratch=scratch) as seen:
+        for seed, values in enumerate(seen):
+            for entry in unique:
+                if values[entry.layer.input].size:
+                    entry.add(values[entry.layer.input], seed)
+            advance(1)
     found = {id(entry): entry.moments() for entry in unique}
     pairs = ((name, found[id(entry)]) for name, entry in sums.items())
     return {name: moments for name, moments in pairs if moments is not None}

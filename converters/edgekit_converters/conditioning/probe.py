@@ -1,10 +1,12 @@
 """Look at values inside a model while it runs over samples.
 
-Invariant: one sample's values are in memory at a time.
+Invariant: one sample's values are in memory at a time; whatever ends the reading, no session and no
+file of it is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from edgekit_runtime.session import Session, SessionOptions, open_session
 __all__ = ["readings"]
 
 
+@contextlib.contextmanager
 def readings(
     model: onnx.ModelProto,
     tensors: Collection[str],
@@ -24,17 +27,22 @@ def readings(
     *,
     threads: int,
     scratch: Path,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Iterator[dict[str, np.ndarray]]]:
     """The named tensors of the outermost graph, its inputs among them, for each sample's feeds.
 
     Errors: those of the runtime.
     """
     session: Session | None = None
-    try:
+
+    def read() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal session
         for feeds in samples:
             session = session or _open(model, set(tensors), scratch, threads)
             values = {**session.run(feeds), **feeds}
             yield {name: values[name] for name in tensors}
+
+    try:
+        yield read()
     finally:
         if session is not None:
             session.close()
@@ -47,7 +55,8 @@ def _open(model: onnx.ModelProto, tensors: set[str], scratch: Path, threads: int
     # the runtime infers the type of an output that states none
     augmented.graph.output.extend(onnx.ValueInfoProto(name=n) for n in sorted(tensors - known))
     path = scratch / "probed.onnx"
-    onnx.save_model(augmented, path)
-    session = open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
-    path.unlink()
-    return session
+    try:
+        onnx.save_model(augmented, path)
+        return open_session(RuntimeKind.ONNXRUNTIME, path, SessionOptions(threads=threads))
+    finally:
+        path.unlink(missing_ok=True)

@@ -89,14 +89,15 @@ def collect_rows(
     seen: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
     bounds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in tensors}
     feeds = islice(samples, _SAMPLES)
-    for values in readings(model, tensors, feeds, threads=threads, scratch=scratch):
-        for name in tensors:
-            flat = values[name].reshape(-1, values[name].shape[-1])
-            if not flat.size:
-                continue
-            chosen = np.linspace(0, len(flat) - 1, min(len(flat), _ROWS // _SAMPLES))
-            seen[name].append(flat[chosen.astype(np.int64)])
-            bounds[name].append((flat.min(axis=0, initial=0), flat.max(axis=0, initial=0)))
+    with readings(model, tensors, feeds, threads=threads, scratch=scratch) as every:
+        for values in every:
+            for name in tensors:
+                flat = values[name].reshape(-1, values[name].shape[-1])
+                if not flat.size:
+                    continue
+                chosen = np.linspace(0, len(flat) - 1, min(len(flat), _ROWS // _SAMPLES))
+                seen[name].append(flat[chosen.astype(np.int64)])
+                bounds[name].append((flat.min(axis=0, initial=0), flat.max(axis=0, initial=0)))
     return {
         name: Rows(
             values=np.concatenate(rows),

@@ -39,4 +39,5 @@ def share(codes: np.ndarray, width: int, axis: int = -1) -> np.ndarray:
 
 def shifts(width: int) -> np.ndarray:
     """How far right the codes of a byte are to be shifted."""
-    return np.arange(8 // width, dtype=np.uint8) * np.uint8(width)
+    by: np.ndarray = np.arange(0, 8, width, dtype=np.uint8)
+    return by
