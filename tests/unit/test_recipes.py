@@ -78,8 +78,8 @@ def test_baseline_is_first_and_variations_vary_what_is_there() -> None:
     assert all(recipe.varies is None or recipe.varies in ids - {recipe.id} for recipe in recipes)
     # going from one to what it varies ends at something that varies nothing
     varied = {recipe.id: recipe.varies for recipe in recipes}
-    for start in varied:
-        steps, at = 0, varied[start]
+    for start, parent in varied.items():
+        steps, at = 0, parent
         while at is not None and steps <= 2:
             steps, at = steps + 1, varied[at]
         assert at is None, start
