@@ -114,7 +114,7 @@ def test_weights_in_branches_are_quantized_and_nothing_static_is_planned(
     assert dynamic.score is not None and dynamic.score.value > 0.97
     static = found["int8-static/per-channel/u8s8-reduced/minmax"]
     assert static.outcome is Outcome.SKIPPED
-    assert "no weights" in static.reason
+    assert "no float32 weights" in static.reason
 
 
 def test_tflite_model_is_packed_as_it_is(tmp_path: Path, key: PrivateKey) -> None:
