@@ -234,7 +234,7 @@ def test_sharing_samples_out_changes_no_bit(shards: int, tmp_path: Path) -> None
 
 def open_sessions() -> list[OnnxSession]:
     """Even those that a traceback keeps."""
-    found = [entry for entry in gc.get_objects() if isinstance(entry, OnnxSession)]
+    found = [entry for entry in gc.get_objects() if type(entry) is OnnxSession]
     return [session for session in found if session._session is not None]
 
 

@@ -21,7 +21,7 @@ def test_a_reading_that_is_left_early_closes_its_session(tmp_path: Path) -> None
     with readings(model, ["r"], FEEDS, threads=1, scratch=tmp_path) as seen:
         assert next(seen)["r"].tolist() == [[1] * 3] * 2
     # the iterator is still there
-    sessions = [entry for entry in gc.get_objects() if isinstance(entry, OnnxSession)]
+    sessions = [entry for entry in gc.get_objects() if type(entry) is OnnxSession]
     assert all(session._session is None for session in sessions) and sessions
     assert not list(tmp_path.iterdir())
 
