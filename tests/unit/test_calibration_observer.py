@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import onnxruntime as ort
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from sessions import opened_sessions, still_open
 
 from edgekit_converters.calibration import probes
 from edgekit_converters.calibration.estimators import Estimator, estimate
@@ -23,7 +23,6 @@ from edgekit_converters.calibration.probes import Probe, Telling, probe_for
 from edgekit_converters.calibration.shards import ShardFailed
 from edgekit_converters.calibration.statistics import TensorStatistics
 from edgekit_converters.calibration.watcher import SampleFailed, plan_probes
-from edgekit_runtime.backend_onnxruntime import OnnxSession
 
 Feeds = dict[str, np.ndarray]
 FLOAT = TensorProto.FLOAT
@@ -232,22 +231,16 @@ def test_sharing_samples_out_changes_no_bit(shards: int, tmp_path: Path) -> None
         assert ranges[0] == ranges[1]
 
 
-def open_sessions() -> list[OnnxSession]:
-    """Even those that a traceback keeps."""
-    found = [entry for entry in gc.get_objects() if type(entry) is OnnxSession]
-    return [session for session in found if session._session is not None]
-
-
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_sample_that_the_model_fails_on_is_told_by_number(shards: int, tmp_path: Path) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     weights = {"w": np.ones((6, 2), np.float32)}
     model = write(tmp_path / "m.onnx", [node], weights, shape=["n", "k"], outputs=["y"])
     samples = [{"x": np.ones((1, 5 if index == 3 else 6), np.float32)} for index in range(6)]
-    with pytest.raises(SampleFailed) as failed:
+    with opened_sessions() as sessions, pytest.raises(SampleFailed) as failed:
         observe(model, ["y"], samples, threads=1, scratch=tmp_path, shards=shards)
     assert failed.value.index == 3
-    assert not open_sessions()
+    assert sessions and not still_open(sessions)
 
 
 def test_a_process_that_dies_is_one_sentence_and_leaves_none_behind(tmp_path: Path) -> None:
