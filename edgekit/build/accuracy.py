@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ _WORST: Final = 5
 """Samples that are remembered for having the greatest errors."""
 _FARTHEST_DB: Final = 200.0
 """Nothing but noise, or, with the other sign, no noise at all."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,10 @@ class Contestant:
         kind: RuntimeKind,
         options: SessionOptions,
         metric: Metric,
+        echoes: bool = False,
     ) -> None:
-        self.name = name
+        """`echoes`: it is the baseline itself, whose outputs are there already."""
+        self.name, self._echoes = name, echoes
         self.failure: str | None = None
         self.session: Session | None = None
         self.samples = 0
@@ -72,6 +76,8 @@ class Contestant:
         self._open_axes: Mapping[str, frozenset[int]] = {}
         self._closeness = _Closeness()
         self._worst: list[tuple[float, int, ErrorSample]] = []
+        if echoes:
+            return
         try:
             self.session = open_session(kind, path, options)
         except Refused as error:
@@ -87,10 +93,10 @@ class Contestant:
 
     def take(self, sample: Sample, baseline: Outputs) -> None:
         """Run a sample and enter the outputs into the meters, unless it has failed before."""
-        if self.session is None or self.failure is not None:
+        if self.failure is not None:
             return
         try:
-            outputs = self.session.run(sample.feeds)
+            outputs = baseline if self._echoes else self._run(sample)
         except Refused as error:
             self.failure = str(error).rstrip(".")
             return
@@ -98,6 +104,11 @@ class Contestant:
         if self.failure is None:
             self._enter(sample, outputs, baseline)
             self.samples += 1
+
+    def _run(self, sample: Sample) -> Outputs:
+        if self.session is None:
+            raise RuntimeError(f"{self.name} was closed")
+        return self.session.run(sample.feeds)
 
     def _enter(self, sample: Sample, outputs: Outputs, baseline: Outputs) -> None:
         self._meter.add(outputs, baseline, sample.labels)
@@ -269,8 +280,15 @@ class Truths:
         self._kept_bytes = 0
         self._digests: list[bytes] = []
 
-    def along(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outputs]]:
+    def is_of(self, path: Path) -> bool:
+        return path == self._baseline
+
+    def along(
+        self, samples: Iterable[Sample], *, threads: int | None = None
+    ) -> Iterator[tuple[Sample, Outputs]]:
         """Each sample with the baseline's outputs; the samples are the same ones each time.
+
+        With `threads`, the baseline runs on so many, else on all cores.
 
         Errors: `Refused` naming the sample on which the baseline fails, `DataChanged`.
         """
@@ -285,7 +303,7 @@ class Truths:
                 yield sample, self._kept[index]
                 continue
             session = session or open_session(
-                self._kind, self._baseline, SessionOptions(threads=_cores())
+                self._kind, self._baseline, SessionOptions(threads=threads or _cores())
             )
             outputs = _run(session, sample)
             self._kept_bytes += sum(array.nbytes for array in outputs.values())
@@ -315,15 +333,32 @@ def measure_accuracy(
         # Nothing is timed here: contestants share the cores, each has its own session and meters.
         options = SessionOptions(threads=max(1, _cores() // len(group)))
         contestants = [
-            Contestant(name, variants[name], kind=kind, options=options, metric=metric)
+            Contestant(
+                name,
+                variants[name],
+                kind=kind,
+                options=options,
+                metric=metric,
+                echoes=truths.is_of(variants[name]),
+            )
             for name in group
         ]
+        along = truths.along(samples(), threads=max(1, _cores() // 2))
         with ThreadPoolExecutor(_cores()) as pool:
-            for sample, outputs in truths.along(samples()):
+            for sample, outputs in _ahead(along):
                 list(pool.map(lambda c, s=sample, t=outputs: c.take(s, t), contestants))
                 advance(1)
         found |= {contestant.name: contestant.close() for contestant in contestants}
     return found
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items, each made while the one before is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def _run(session: Session, sample: Sample) -> Outputs:

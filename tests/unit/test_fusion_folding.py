@@ -74,6 +74,15 @@ def test_a_target_computed_from_the_shape_is_constant_for_every_length() -> None
     assert fused(made, X, {"x": normal(7, 3, 4)}) == {"Reshape": 1}
 
 
+def test_open_lengths_that_stay_on_their_axis_are_copied() -> None:
+    made = parsed(
+        "g (float[N, M, 12] x) => (float[N, M, 3, 4] y) { n = Shape(x) b = Gather(n, two)"
+        " t = Concat <axis = 0> (b, heads) y = Reshape(x, t) }",
+        two=np.array([0, 1]), heads=np.array([3, 4]),
+    )  # fmt: skip
+    assert fused(made, {"x": normal(2, 5, 12)}, {"x": normal(3, 1, 12)}) == {"Reshape": 1}
+
+
 def test_a_target_with_two_open_lengths_is_computed_as_before() -> None:
     made = parsed(
         "g (float[N, M, 4] x) => (float[M, N, 4] y) { n = Shape(x) t = Gather(n, order)"

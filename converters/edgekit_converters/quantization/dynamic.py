@@ -13,6 +13,7 @@ Invariant: a node that is not taken, and all that it reads, stays as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ _PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
 _STORED: Final = frozenset({"Conv", "ConvTranspose", "GRU", "RNN"})
 _NODE_BYTES: Final = 4096
 """What the nodes that widen packed weights take, about."""
+_LEAST_SHARE: Final = 0.01
+"""Of the model's weights: what a table has to save by fewer than 8 bits. Each time that rows of it
+are taken, they have to be put together from their parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ def quantize_dynamic(
         spared=spared,
         moments=moments or {},
         kept=kept_tables(model, frozenset() if is_packed else spared),
+        weights=sum(math.prod(t.dims) for g in graph.graphs(model.graph) for t in g.initializer),
     )
     draft = Draft(model)
     draft.replace(rewriting.change_or_store)
@@ -102,6 +107,8 @@ class _Rewriting:
     moments: Mapping[str, Moments]
     kept: frozenset[str]
     """Tables that stay float32 whatever becomes of a node."""
+    weights: int
+    """Elements of all constants."""
     taken: int = 0
     """Nodes that are quantized dynamically so far."""
     packed: int = 0
@@ -125,7 +132,7 @@ class _Rewriting:
         if node.op_type == "LSTM":
             return self._lstm(place, node)
         if (table := table_of(place, node, self.kept)) is not None:
-            take_rows(place, node, table, bits=8 if is_spared else self.storage.table_bits)
+            take_rows(place, node, table, bits=self._table_bits(table, is_spared))
             return True
         if node.op_type not in _PRODUCTS or place.holder(node.input[0]) is not None:
             return False
@@ -141,6 +148,11 @@ class _Rewriting:
             activation = place.add("Transpose", [activation], "turned", perm=[1, 0])
         self._product(place, node, activation, codes, steps * np.float32(values.get("alpha", 1)))
         return True
+
+    def _table_bits(self, table: np.ndarray, is_spared: bool) -> int:
+        bits = self.storage.table_bits
+        saved = table.size * (8 - bits) / 8
+        return 8 if is_spared or saved < _LEAST_SHARE * self.weights else bits
 
     def _weights(
         self, place: Place, node: NodeProto, weight: np.ndarray, *, narrow: bool

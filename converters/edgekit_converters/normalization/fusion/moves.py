@@ -21,6 +21,10 @@ __all__ = ["copies", "pairs", "returns", "targets"]
 _ENDLESS: Final = 10**9
 """Exporters write such a number, or a larger one, for `to the end`: no axis is as long."""
 
+_COPIED: Final = 0
+_OPEN: Final = -1
+"""In targets of Reshape: as long as before; whatever is left."""
+
 _KEEPING_ORDER: Final = ("Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -133,14 +137,20 @@ def returns(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
 
 
 def targets(scope: Scope, node: NodeProto) -> list[NodeProto] | None:
-    """A Reshape whose target is computed from shapes: constant, with one length left open."""
+    """A Reshape whose target is computed from shapes: constant, with one length left open, and
+    others copied from the same axis of what is reshaped."""
     if not is_op(node, "Reshape") or scope.is_constant(node.input[1]):
         return None
     target = symbols(scope, node.input[1])
     if target is None or any(isinstance(d, int) and d < 1 for d in target):
         return None
-    if sum(isinstance(d, str) for d in target) > 1:
+    lengths = [d if isinstance(d, int) else _OPEN for d in target]
+    if lengths.count(_OPEN) > 1:
+        before = scope.dims(node.input[0]) or ()
+        for axis, (length, given) in enumerate(zip(target, before, strict=False)):
+            if isinstance(length, str) and length == given:
+                lengths[axis] = _COPIED
+    if lengths.count(_OPEN) > 1:
         return None
-    lengths = np.array([d if isinstance(d, int) else -1 for d in target], np.int64)
-    name = scope.constant_named(f"{node.output[0]}/shape", lengths)
+    name = scope.constant_named(f"{node.output[0]}/shape", np.array(lengths, np.int64))
     return [scope.node("Reshape", [node.input[0], name], node.output[0])]
