@@ -51,6 +51,8 @@ _TRIALS_SHARE: Final = 0.6
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.85
 """The same for reliefs, full figures included; latencies come after."""
+_PACKING_S: Final = 4.0
+"""For latencies in full, golden vectors and the bundle."""
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -245,12 +247,14 @@ class _Build:
         self, plan: ProfilePlan, bench: Bench, bounds: Bounds, *, threads: int, on_target: bool
     ) -> Search:
         profiles = self._plan.profiles
+        screen = bench.screen(threads)
         now = time.monotonic()
-        slice_s = max(0.0, self._ends - now) / (len(profiles) - profiles.index(plan))
+        left_s = self._ends - now - bench.held_out_s - _PACKING_S
+        slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
         return Search(
             plan.recipes,
             self._kitchen,
-            bench.screen(threads),
+            screen,
             objective=self._request.objective,
             bounds=bounds,
             on_target=on_target,

@@ -223,8 +223,18 @@ def _quietly(work: Any) -> ModelProto:
     return model
 
 
+def _drop_zeros(model: ModelProto) -> None:
+    """Biases of 32 bits have no zero point: one per channel would take as much as the bias."""
+    biases = {t.name for t in model.graph.initializer if t.data_type == TensorProto.INT32}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in biases:
+            del node.input[2:]
+
+
 def _save(model: ModelProto, out: Path) -> None:
     graph.strip_remarks(model)
+    _drop_zeros(model)
+    del model.graph.value_info[:]  # they were for the quantizer
     model.producer_name = model.producer_version = ""
     graph.prune_opsets(model)
     graph.clamp_ir(model)
