@@ -29,7 +29,7 @@ from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
-from edgekit.build.search import Search
+from edgekit.build.search import Deadlines, Search
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
 from edgekit_contract.manifest import Provenance
@@ -53,6 +53,8 @@ _RELIEF_SHARE: Final = 0.85
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_S: Final = 4.0
 """For latencies in full, golden vectors and the bundle."""
+_RANKING_S: Final = 3.0
+"""What ranking the nodes for the report takes, as a rule."""
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -259,9 +261,12 @@ class _Build:
             bounds=bounds,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
-            deadlines=(now + slice_s * _TRIALS_SHARE, now + slice_s * _RELIEF_SHARE),
+            deadlines=Deadlines(
+                explore_s=now + slice_s * _TRIALS_SHARE,
+                relieve_s=now + slice_s * _RELIEF_SHARE,
+                rank_s=now + slice_s + bench.held_out_s - _RANKING_S,
+            ),
             progress=self._watch,
-            scratch=self._scratch,
         )
 
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
@@ -305,6 +310,7 @@ class _Build:
                     f"On the samples held out from the choice {winner.title} is {drop:.4f} below "
                     "float32, more than was allowed: give more validation data."
                 )
+        said += self._kitchen.remarks
         if not bench.metric.judges_truth:
             said.append(
                 f"The metric {bench.metric.name} compares with the float32 model, not with truth."

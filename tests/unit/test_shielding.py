@@ -13,9 +13,7 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.quantization.int16 import quantize_16x8
-from edgekit_converters.quantization.qdq import Activations, Granularity, quantize_static
 from edgekit_converters.quantization.selection import select_static
-from edgekit_converters.recipes.tuning import Tuning
 from edgekit_runtime.session import Optimization, SessionOptions, Tensors, open_session
 
 DIGITS = Path(__file__).parents[2] / "examples/digits"
@@ -109,18 +107,3 @@ def test_one_channel_and_a_product_with_an_addend_are_shielded_from_the_optimize
     quantize_16x8(path, out, ranges=found_ranges(path, feeds, tmp_path))
     plain, optimized = (outputs(out, feeds, o) for o in (Optimization.NONE, Optimization.ALL))
     assert closeness_db(plain, optimized) > 80
-
-
-def test_spared_node_between_quantized_ones_keeps_float_weights(tmp_path: Path) -> None:
-    path, out, feeds = chain(tmp_path), tmp_path / "spared.onnx", chain_feeds()
-    quantize_static(
-        path,
-        out,
-        ranges=found_ranges(path, feeds, tmp_path),
-        activations=Activations.U8,
-        granularity=Granularity.PER_CHANNEL,
-        reduce_range=False,
-        tuning=Tuning(spared=("other",)),
-    )
-    plain, optimized = (outputs(out, feeds, o) for o in (Optimization.NONE, Optimization.ALL))
-    assert closeness_db(plain, optimized) > 40
