@@ -85,7 +85,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
     watch = Stopwatch(progress or Silent())
     if not request.dry_run:
         check_output(request.output)
-    calibration = _open(request.calibration, request)
+    calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
@@ -125,6 +125,15 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 
 def _open(name: str | None, request: BuildRequest) -> Data | None:
     return None if name is None else open_data(name, preprocess=request.preprocess)
+
+
+def _is_same(request: BuildRequest) -> bool:
+    """Whether calibration and validation data are one: then what is held out calibrates nothing."""
+    names = (request.calibration, request.validation)
+    if None in names:
+        return False
+    first, second = (Path(str(name)) for name in names)
+    return first == second or (first.exists() and second.exists() and first.samefile(second))
 
 
 class _Build:
@@ -289,8 +298,16 @@ class _Build:
         said.append(_DATA_REMARKS[self._material.data_source])
         if self._kitchen.calibration.samples and self._material.calibration is None:
             said.append(
-                "There are no calibration data: ranges were taken from the validation data, "
+                "Calibration and validation data are the same: nothing that was held out was used "
+                "for ranges."
+                if self._request.calibration is not None and bench.holds_out
+                else "There are no calibration data: ranges were taken from the validation data, "
                 "which flatters int8."
+            )
+        if both := len(self._kitchen.calibration.seen & bench.seen_held_out):
+            said.append(
+                f"{both} of the samples held out from the choice are calibration data, too, which "
+                "flatters int8: give others."
             )
         if self._material.data is not None and not bench.holds_out:
             said.append(

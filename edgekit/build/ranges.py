@@ -15,7 +15,7 @@ import onnx
 
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
-from edgekit.build.samples import DataRejected, Digest
+from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
@@ -32,6 +32,8 @@ class Calibration:
     samples: int = 0
     sha256: str | None = None
     """Digest of the samples, see `samples.Digest`."""
+    seen: frozenset[bytes] = frozenset()
+    """What tells each sample's feeds from others, see `Sample.digest`."""
 
     @property
     def widest(self) -> Mapping[str, Range]:
@@ -80,7 +82,12 @@ def calibrate(
             estimated = estimate(of_tensor, estimator)
             if estimated is not None:
                 found[name] = estimated
-    return Calibration(ranges=ranges, samples=feed.samples, sha256=feed.digest.hexdigest())
+    return Calibration(
+        ranges=ranges,
+        samples=feed.samples,
+        sha256=feed.digest.hexdigest(),
+        seen=frozenset(feed.seen),
+    )
 
 
 class _Feed:
@@ -89,6 +96,7 @@ class _Feed:
     def __init__(self, material: Material) -> None:
         self._material = material
         self.digest = Digest()
+        self.seen: set[bytes] = set()
         self.samples = 0
         self.number = 0
         """Of the sample that went by last, in DATA."""
@@ -97,5 +105,6 @@ class _Feed:
         for sample in self._material.calibration_samples():
             self.number = sample.number
             self.digest.add(sample)
+            self.seen.add(sample.digest()[:FEEDS_DIGEST])
             self.samples += 1
             yield sample.feeds

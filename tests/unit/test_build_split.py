@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from build_requests import INT8, request
+from small_models import write_data, write_small
 
+
+from edgekit.build import build
 from edgekit.build.data import Data, open_data
 from edgekit.build.kitchen import Kitchen
 from edgekit.build.material import Material, gather
@@ -93,3 +97,27 @@ def test_generator_that_is_used_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataRejected, match=r"feeder:rows gives other rows in another pass"):
         for _ in range(5):
             list(material.samples())
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_is_held_out_calibrates_nothing_or_it_is_said(tmp_path: Path, copied: bool) -> None:
+    validation = write_data(tmp_path / "v.npz", 120, x=(16,))
+    calibration = tmp_path / ("c.npz" if copied else "v.npz")
+    if copied:
+        calibration.write_bytes(validation.read_bytes())
+    made = build(
+        request(
+            write_small("several_outputs", tmp_path),
+            tmp_path / "out",
+            recipes=(f"int8-static/per-channel/{INT8}/minmax",),
+            calibration=str(calibration),
+            validation=str(validation),
+        )
+    )
+    (built,) = made.built
+    said = " ".join(built.report.remarks)
+    assert built.report.calibration_samples == (120 if copied else 60)
+    assert (
+        "60 of the samples held out from the choice are calibration data, too" in said
+    ) is copied
+    assert ("Calibration and validation data are the same" in said) is not copied
