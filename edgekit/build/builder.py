@@ -47,6 +47,8 @@ from edgekit_runtime.session import SessionOptions
 __all__ = ["BuildResult", "Built", "build"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
+_CALIBRATION_SHARE: Final = 0.25
+"""Of the search time, at most."""
 _TRIALS_SHARE: Final = 0.6
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.85
@@ -160,6 +162,7 @@ class _Build:
             scratch=scratch,
             threads=read_host().cores,
             progress=watch,
+            calibration_s=request.search_time_s * _CALIBRATION_SHARE,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
 
@@ -303,6 +306,11 @@ class _Build:
                 if self._request.calibration is not None and bench.holds_out
                 else "There are no calibration data: ranges were taken from the validation data, "
                 "which flatters int8."
+            )
+        if self._kitchen.calibration.is_cut:
+            said.append(
+                f"There was time to calibrate on {self._kitchen.calibration.samples} samples: "
+                "give more with --search-time."
             )
         if both := len(self._kitchen.calibration.seen & bench.seen_held_out):
             said.append(

@@ -6,6 +6,7 @@ wrong with one is its reason for losing, never the build's. Nothing is made twic
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -89,12 +90,19 @@ class Kitchen:
         scratch: Path,
         threads: int,
         progress: Progress,
+        calibration_s: float = math.inf,
     ) -> None:
-        """Calibrates, where `estimators` name any. Errors: `DataRejected`."""
+        """Calibrates for at most `calibration_s`, where `estimators` name any.
+
+        Errors: `DataRejected`.
+        """
         self.material = material
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
-        self.calibration = calibrate(material, estimators, scratch=scratch, progress=progress)
+        self._calibration_s = calibration_s
+        self.calibration = calibrate(
+            material, estimators, scratch=scratch, progress=progress, most_s=calibration_s
+        )
         self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
         self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
         self._moments: dict[Base, Path] = {}
@@ -135,6 +143,7 @@ class Kitchen:
                 scratch=self._scratch,
                 progress=self._progress,
                 model=path,
+                most_s=self._calibration_s,
             )
         return self._calibrations[base]
 
