@@ -98,6 +98,8 @@ class Search:
         self._advance: Advance = lambda steps: None
         self._trials: dict[str, Trial] = {}
         self._is_explored = False
+        self._is_cut = False
+        """Whether the time was over before exploring was."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -114,10 +116,11 @@ class Search:
     def untried(self) -> dict[str, str]:
         """Recipes that were planned and not tried, and why."""
         tried = {trial.variant.recipe.id for trial in self._trials.values()}
+        able = {trial.variant.recipe.id for trial in self._best(self._trials.values())}
         return {
             recipe.id: (
                 f"{recipe.varies} gained too little for variations of it to be tried"
-                if recipe.varies in tried
+                if recipe.varies in tried and not (self._is_cut and recipe.varies in able)
                 else "the search time was over"
             )
             for recipe in self._recipes
@@ -172,7 +175,10 @@ class Search:
 
     def _is_over(self) -> bool:
         ends = self._deadlines
-        return self._clock() >= (ends.relieve_s if self._is_explored else ends.explore_s)
+        if self._is_explored:
+            return self._clock() >= ends.relieve_s
+        self._is_cut |= self._clock() >= ends.explore_s
+        return self._is_cut
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
@@ -184,7 +190,8 @@ class Search:
 
     def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED, *, like: Trial | None = None) -> Trial:
         """Make and screen a variant; one that is as fast as another `like` it is not timed."""
-        trial = self._screen.trial(self._kitchen.make(recipe, tuning), like=like)
+        variant = self._kitchen.make(recipe, recipe.heeded(tuning))
+        trial = self._screen.trial(variant, like=like)
         if trial.title not in self._trials:
             self._advance(1)
         self._trials[trial.title] = trial

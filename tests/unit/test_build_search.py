@@ -226,3 +226,35 @@ def test_what_is_over_a_bound_comes_last_and_is_no_reason_to_stop() -> None:
     )
     assert titles(found.explore()) == ["small", "fast"]
     assert [found.is_within(trial) for trial in found.trials] == [False, False, True]
+
+
+def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
+    knobs = frozenset({Knob.RECONSTRUCTED, Knob.SMOOTHED})
+    table = Table(
+        {
+            "a": (0.5, 300, 20.0),
+            "a (smoothed)": (0.5, 300, 25.0),
+            "a (smoothed, reconstructed)": (0.5, 300, 30.0),
+            "b (smoothed)": (0.4, 300, 40.0),
+        }
+    )
+    found = search(table, recipe("a", knobs=knobs), recipe("b", varies="a"))
+    assert titles(found.explore())[0] == "b (smoothed)"
+    assert "b (smoothed, reconstructed)" not in table.tried
+
+
+def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little() -> None:
+    figures: dict[str, Figures] = {"a": (0.5, 300, 20.0), "b": (1.1, 1000, 20.0)}
+    recipes = (
+        recipe("a", knobs=frozenset({Knob.WIDE})),
+        recipe("b"),
+        recipe("a2", varies="a"),
+        recipe("b2", varies="b"),
+    )
+    table = Table(figures)
+    short = search(table, *recipes, clock=lambda: float(len(table.tried) >= 3))
+    short.explore()
+    assert short.untried() == {
+        "a2": "the search time was over",
+        "b2": "b gained too little for variations of it to be tried",
+    }
