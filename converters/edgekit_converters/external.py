@@ -29,6 +29,7 @@ __all__ = [
     "files",
     "gather",
     "is_external",
+    "save",
     "size_bytes",
 ]
 
@@ -92,10 +93,19 @@ def embed(model: ModelProto, path: Path) -> None:
         _take_in(tensor, path)
 
 
-def gather(model: ModelProto, path: Path, out: Path) -> None:
-    """Write the model to `out`, its large tensors to `DATA_NAME` beside it, a piece at a time."""
+def save(model: ModelProto, out: Path, *, embedded_bytes: int = MAX_EMBEDDED_BYTES) -> None:
+    """Write a model that holds all its data, with more than `embedded_bytes` in a file of its own
+    beside `out`; the data then leave `model`."""
+    if sum(len(tensor.raw_data) for tensor in _tensors(model)) <= embedded_bytes:
+        onnx.save_model(model, out)
+    else:
+        gather(model, out, out, data_name=f"{out.name}.data")
+
+
+def gather(model: ModelProto, path: Path, out: Path, *, data_name: str = DATA_NAME) -> None:
+    """Write the model to `out`, its large tensors to `data_name` beside it, a piece at a time."""
     written: dict[tuple[Path, int, int], int] = {}
-    with (out.parent / DATA_NAME).open("wb") as stream:
+    with (out.parent / data_name).open("wb") as stream:
         for tensor in _tensors(model):
             if external_data_helper.uses_external_data(tensor):
                 source, offset, length = _range(tensor, path)
@@ -106,11 +116,11 @@ def gather(model: ModelProto, path: Path, out: Path) -> None:
                     with source.open("rb") as given:
                         given.seek(offset)
                         written[source, offset, length] = _append(stream, given, length)
-                _refer(tensor, written[source, offset, length], length)
+                _refer(tensor, data_name, written[source, offset, length], length)
             elif len(tensor.raw_data) > _SMALL_BYTES:
                 start = _align(stream)
                 stream.write(tensor.raw_data)
-                _refer(tensor, start, len(tensor.raw_data))
+                _refer(tensor, data_name, start, len(tensor.raw_data))
     onnx.save_model(model, out)
 
 
@@ -132,11 +142,11 @@ def _append(stream: BinaryIO, given: BinaryIO, length: int) -> int:
     return start
 
 
-def _refer(tensor: TensorProto, offset: int, length: int) -> None:
+def _refer(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     tensor.ClearField("raw_data")
     del tensor.external_data[:]
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", DATA_NAME), ("offset", offset), ("length", length)):
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
         entry = tensor.external_data.add()
         entry.key, entry.value = key, str(value)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
 from edgekit.build.report import ErrorSample, Score
-from edgekit.build.samples import DataChanged, Sample
+from edgekit.build.samples import FEEDS_DIGEST, DataChanged, Sample
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -279,6 +279,11 @@ class Truths:
         self._kept: list[Outputs] = []
         self._kept_bytes = 0
         self._digests: list[bytes] = []
+
+    @property
+    def seen(self) -> frozenset[bytes]:
+        """What tells the feeds of each sample from others, see `Sample.digest`."""
+        return frozenset(digest[:FEEDS_DIGEST] for digest in self._digests)
 
     def is_of(self, path: Path) -> bool:
         return path == self._baseline

@@ -99,6 +99,11 @@ class Bench:
             "running what was held out",
         )
 
+    @property
+    def seen_held_out(self) -> frozenset[bytes]:
+        """What tells the feeds of what was held out from others, once it was run."""
+        return self._truths[1].seen
+
     def screen(self, threads: int) -> Screen:
         """Quick figures, on a few samples from all over the selection."""
         screen = Screen(

@@ -29,7 +29,7 @@ from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
-from edgekit.build.search import Search
+from edgekit.build.search import Deadlines, Search
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
 from edgekit_contract.manifest import Provenance
@@ -47,12 +47,16 @@ from edgekit_runtime.session import SessionOptions
 __all__ = ["BuildResult", "Built", "build"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
+_CALIBRATION_SHARE: Final = 0.25
+"""Of the search time, at most."""
 _TRIALS_SHARE: Final = 0.6
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.85
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_S: Final = 4.0
 """For latencies in full, golden vectors and the bundle."""
+_RANKING_S: Final = 3.0
+"""What ranking the nodes for the report takes, as a rule."""
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -83,7 +87,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
     watch = Stopwatch(progress or Silent())
     if not request.dry_run:
         check_output(request.output)
-    calibration = _open(request.calibration, request)
+    calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
@@ -125,6 +129,15 @@ def _open(name: str | None, request: BuildRequest) -> Data | None:
     return None if name is None else open_data(name, preprocess=request.preprocess)
 
 
+def _is_same(request: BuildRequest) -> bool:
+    """Whether calibration and validation data are one: then what is held out calibrates nothing."""
+    names = (request.calibration, request.validation)
+    if None in names:
+        return False
+    first, second = (Path(str(name)) for name in names)
+    return first == second or (first.exists() and second.exists() and first.samefile(second))
+
+
 class _Build:
     """One execution of a plan."""
 
@@ -149,6 +162,7 @@ class _Build:
             scratch=scratch,
             threads=read_host().cores,
             progress=watch,
+            calibration_s=request.search_time_s * _CALIBRATION_SHARE,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
 
@@ -259,9 +273,12 @@ class _Build:
             bounds=bounds,
             on_target=on_target,
             is_asked=bool(self._request.recipes),
-            deadlines=(now + slice_s * _TRIALS_SHARE, now + slice_s * _RELIEF_SHARE),
+            deadlines=Deadlines(
+                explore_s=now + slice_s * _TRIALS_SHARE,
+                relieve_s=now + slice_s * _RELIEF_SHARE,
+                rank_s=now + slice_s + bench.held_out_s - _RANKING_S,
+            ),
             progress=self._watch,
-            scratch=self._scratch,
         )
 
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
@@ -284,8 +301,21 @@ class _Build:
         said.append(_DATA_REMARKS[self._material.data_source])
         if self._kitchen.calibration.samples and self._material.calibration is None:
             said.append(
-                "There are no calibration data: ranges were taken from the validation data, "
+                "Calibration and validation data are the same: nothing that was held out was used "
+                "for ranges."
+                if self._request.calibration is not None and bench.holds_out
+                else "There are no calibration data: ranges were taken from the validation data, "
                 "which flatters int8."
+            )
+        if self._kitchen.calibration.is_cut:
+            said.append(
+                f"There was time to calibrate on {self._kitchen.calibration.samples} samples: "
+                "give more with --search-time."
+            )
+        if both := len(self._kitchen.calibration.seen & bench.seen_held_out):
+            said.append(
+                f"{both} of the samples held out from the choice are calibration data, too, which "
+                "flatters int8: give others."
             )
         if self._material.data is not None and not bench.holds_out:
             said.append(
@@ -305,6 +335,7 @@ class _Build:
                     f"On the samples held out from the choice {winner.title} is {drop:.4f} below "
                     "float32, more than was allowed: give more validation data."
                 )
+        said += self._kitchen.remarks
         if not bench.metric.judges_truth:
             said.append(
                 f"The metric {bench.metric.name} compares with the float32 model, not with truth."

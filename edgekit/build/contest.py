@@ -196,5 +196,5 @@ def _sensitivity(search: Search, winner: Variant) -> tuple[NodeSensitivity, ...]
             spared=noise.node in winner.tuning.spared,
             parameters=noise.parameters,
         )
-        for noise in search.known_noise
+        for noise in search.sensitivity()
     )

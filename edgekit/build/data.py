@@ -6,6 +6,7 @@ gives the same rows. An `.npz` is read member by member, also where it is compre
 
 from __future__ import annotations
 
+import lzma
 import struct
 import zipfile
 import zlib
@@ -25,7 +26,12 @@ from edgekit_contract.manifest import Preprocess, TensorSpec
 __all__ = ["Data", "open_data"]
 
 _READ_BYTES: Final = 1 << 18
-_DAMAGED: Final = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error)
+_DAMAGED: Final = (
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, lzma.LZMAError,
+    RuntimeError, NotImplementedError, OverflowError,
+)  # fmt: skip
+"""What reading an archive raises; RuntimeError where it is encrypted, NotImplementedError where its
+compression is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

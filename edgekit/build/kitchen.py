@@ -6,6 +6,7 @@ wrong with one is its reason for losing, never the build's. Nothing is made twic
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,28 +14,24 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-import onnx
 
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.ranges import Calibration, calibrate
+from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
-from edgekit_converters.conditioning.equalization import equalize_file
-from edgekit_converters.conditioning.moments import collect_moments, write_moments
-from edgekit_converters.conditioning.smoothing import smooth_file
-from edgekit_converters.proof import same_outputs
-from edgekit_converters.quantization.selection import select_static
+from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes import BASELINE, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
-from edgekit_converters.tensorfile import read_tensors
+from edgekit_converters.tensorfile import read_tensors, write_tensors
 from edgekit_runtime.session import open_session
 
 __all__ = ["Base", "Kitchen", "Variant"]
@@ -49,6 +46,9 @@ _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
 _MOMENT_SAMPLES: Final = 24
 """Calibration samples that conditioning works with."""
+_STUDIED_BYTES: Final = 256 * limits.MIB
+"""Of their files; a larger first one is used all the same."""
+_NOISE_SAMPLES: Final = 16
 
 
 class Base(Enum):
@@ -90,16 +90,27 @@ class Kitchen:
         scratch: Path,
         threads: int,
         progress: Progress,
+        calibration_s: float = math.inf,
     ) -> None:
-        """Calibrates, where `estimators` name any. Errors: `DataRejected`."""
+        """Calibrates for at most `calibration_s`, where `estimators` name any.
+
+        Errors: `DataRejected`.
+        """
         self.material = material
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
-        self.calibration = calibrate(material, estimators, scratch=scratch, progress=progress)
+        self._calibration_s = calibration_s
+        self.calibration = calibrate(
+            material, estimators, scratch=scratch, progress=progress, most_s=calibration_s
+        )
         self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
         self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
         self._moments: dict[Base, Path] = {}
         self._made: dict[tuple[str, Tuning], Variant] = {}
+        self._studied: tuple[str, ...] = ()
+        self._noise: tuple[NodeNoise, ...] | None = None
+        self.remarks: list[str] = []
+        """What of the search was left out, a sentence each."""
 
     @property
     def normalized(self) -> Path:
@@ -132,6 +143,7 @@ class Kitchen:
                 scratch=self._scratch,
                 progress=self._progress,
                 model=path,
+                most_s=self._calibration_s,
             )
         return self._calibrations[base]
 
@@ -139,6 +151,45 @@ class Kitchen:
         """A few of the samples that variants are made with."""
         for sample in islice(self.material.calibration_samples(), _MOMENT_SAMPLES):
             yield sample.feeds
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether `noise` has been measured."""
+        return self._noise is not None
+
+    def noise(self) -> tuple[NodeNoise, ...]:
+        """What quantizing each node does, the noisiest first, measured when first asked for; empty
+        without ranges, and where it cannot be measured."""
+        if self._noise is None:
+            self._noise = ()
+            ranges = self.calibration.widest
+            if ranges:
+                arguments = {
+                    "model": str(self.normalized),
+                    "ranges": _told(ranges),
+                    "samples": self._samples()[:_NOISE_SAMPLES],
+                    "threads": 1,
+                    "scratch": str(self._scratch),
+                }
+                try:
+                    found = self._run("ranking nodes", f"{_STUDIES}:noise", arguments)
+                    self._noise = msgspec.convert(found, tuple[NodeNoise, ...])
+                except Refused as error:
+                    self.remarks.append(f"Nodes were not ranked: {_plain(error)}.")
+        return self._noise
+
+    def _samples(self) -> tuple[str, ...]:
+        """Files of `feeds` for children, written when first asked for."""
+        if not self._studied:
+            written = 0
+            for index, feeds in enumerate(self.feeds()):
+                path = self._scratch / f"studied{index}.npz"
+                write_tensors(path, feeds)
+                self._studied += (str(path),)
+                written += path.stat().st_size
+                if written > _STUDIED_BYTES:
+                    break
+        return self._studied
 
     def _make(self, recipe: Recipe, tuning: Tuning) -> Variant:
         source = self.material.source
@@ -155,19 +206,21 @@ class Kitchen:
         if (estimator := recipe.needs.estimator) is not None:
             ranges = self._calibration_of(Base.of(tuning), path).ranges.get(estimator, {})
         needs_moments = tuning.corrected or tuning.reconstructed
-        arguments = {
-            "recipe": recipe.id,
-            "tuning": msgspec.to_builtins(tuning),
-            "kind": source.kind.value,
-            "given": str(source.path),
-            "normalized": str(path),
-            "ranges": {name: (r.low, r.high) for name, r in ranges.items()},
-            "moments": str(self._moments_of(Base.of(tuning))) if needs_moments else None,
-            "feeds": str(self.material.feeds),
-            "out": str(out),
-        }
+        title = tuning.title_of(recipe.id)
         try:
-            self._run(tuning.title_of(recipe.id), "edgekit.build.kitchen:make", arguments)
+            moments = str(self._moments_of(Base.of(tuning), path)) if needs_moments else None
+            arguments = {
+                "recipe": recipe.id,
+                "tuning": msgspec.to_builtins(tuning),
+                "kind": source.kind.value,
+                "given": str(source.path),
+                "normalized": str(path),
+                "ranges": _told(ranges),
+                "moments": moments,
+                "feeds": str(self.material.feeds),
+                "out": str(out),
+            }
+            self._run(title, "edgekit.build.kitchen:make", arguments)
         except Refused as error:
             return Variant(recipe=recipe, tuning=tuning, path=out, failure=_reason(error, out))
         return Variant(recipe=recipe, tuning=tuning, path=out)
@@ -178,39 +231,37 @@ class Kitchen:
         return self._workshop.run(step, target, arguments, bounds)
 
     def _rewritten(self, base: Base) -> Path | None:
-        source, out = self.material.normalized.path, self._scratch / f"{base.value}.onnx"
+        out = self._scratch / f"{base.value}.onnx"
+        arguments = {
+            "model": str(self.normalized),
+            "out": str(out),
+            "samples": self._samples(),
+            "feeds": str(self.material.feeds),
+            "reference": str(self.material.reference),
+            "threads": self._threads,
+        }
         try:
-            changed = _REWRITES[base](
-                source, out, self.feeds(), threads=self._threads, scratch=self._scratch
-            )
-            return out if changed and self._holds(out) else None
-        except Refused:
+            changed = self._run(_REWRITES[base], f"{_STUDIES}:{base.value}", arguments)
+        except Refused as error:
+            self.remarks.append(f"{_REWRITES[base].capitalize()} was left out: {_plain(error)}.")
             return None
+        return out if changed else None
 
-    def _holds(self, path: Path) -> bool:
-        """Whether a rewritten model computes what the given one does."""
-        session = open_session(RuntimeKind.ONNXRUNTIME, path)
-        got = session.run(read_tensors(self.material.feeds))
-        session.close()
-        return same_outputs(got, read_tensors(self.material.reference)) is None
+    def _moments_of(self, base: Base, model: Path) -> Path:
+        """Moments of what weighted nodes read, collected when first asked for.
 
-    def _moments_of(self, base: Base) -> Path:
-        """Moments of what weighted nodes read, collected when first asked for."""
+        Errors: `Refused`.
+        """
         if base not in self._moments:
-            model = self.base(base)
-            assert model is not None
-            nodes = select_static(onnx.load_model(model, load_external_data=False)).nodes
             path = self._scratch / f"moments-{base.value}.npz"
-            with self._progress.stage("observing what layers read", _MOMENT_SAMPLES) as advance:
-                moments = collect_moments(
-                    model,
-                    nodes,
-                    self.feeds(),
-                    threads=self._threads,
-                    scratch=self._scratch,
-                    advance=advance,
-                )
-            write_moments(path, moments)
+            arguments = {
+                "model": str(model),
+                "out": str(path),
+                "samples": self._samples(),
+                "threads": self._threads,
+            }
+            with self._progress.stage("observing what layers read", None):
+                self._run("observing what layers read", f"{_STUDIES}:moments", arguments)
             self._moments[base] = path
         return self._moments[base]
 
@@ -241,26 +292,22 @@ def make(
     open_session(RuntimeKind(kind), Path(out)).run(read_tensors(Path(feeds)))
 
 
+def _told(ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:
+    return {name: (found.low, found.high) for name, found in ranges.items()}
+
+
 def _reason(error: Refused, out: Path) -> str:
     """Without names of scratch files and the runtime's codes."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    return text.replace(f"{out.name} does not load", "does not load").rstrip(".")
+    return _plain(error).replace(f"{out.name} does not load", "does not load")
 
 
-class _Rewrite(Protocol):
-    def __call__(
-        self,
-        source: Path,
-        out: Path,
-        samples: Iterable[Mapping[str, np.ndarray]],
-        *,
-        threads: int,
-        scratch: Path,
-    ) -> int: ...
+def _plain(error: Refused) -> str:
+    return re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).rstrip(".")
 
 
-_REWRITES: Final[Mapping[Base, _Rewrite]] = {
-    Base.EQUALIZED: equalize_file,
-    Base.SMOOTHED: smooth_file,
+_STUDIES: Final = "edgekit_converters.studies"
+_REWRITES: Final = {
+    Base.EQUALIZED: "equalizing channels",
+    Base.SMOOTHED: "smoothing activations",
 }
-"""Write the rewritten model, and tell how many places changed; for 0 nothing is written."""
+"""What the function in `_STUDIES` that is named as the base does."""

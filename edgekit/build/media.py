@@ -86,8 +86,10 @@ def _sound(file: Path, how: AudioPreprocess) -> Iterator[np.ndarray]:
         with wave.open(str(file)) as sound:
             width, channels = sound.getsampwidth(), sound.getnchannels()
             rate_hz, raw = sound.getframerate(), sound.readframes(sound.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
+    except (OSError, EOFError, ValueError, wave.Error) as error:
         raise DataRejected(f"{file} is not a PCM WAV file that can be read: {error}.") from error
+    if len(raw) % (width * channels):
+        raise DataRejected(f"{file} is cut short in the middle of a sample: copy it again.")
     yield from windows(_pcm(raw, width, file).reshape(-1, channels), rate_hz, how)
 
 

@@ -5,23 +5,30 @@ Invariant: the data are streamed; what is kept of them are statistics and a dige
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import onnx
 
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
-from edgekit.build.samples import DataRejected, Digest
+from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
 from edgekit_converters.quantization.selection import select_static
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "Feed", "calibrate"]
+
+
+_LEAST: Final = 16
+"""Samples that are observed whatever the time they take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,10 @@ class Calibration:
     samples: int = 0
     sha256: str | None = None
     """Digest of the samples, see `samples.Digest`."""
+    seen: frozenset[bytes] = frozenset()
+    """What tells each sample's feeds from others, see `Sample.digest`."""
+    is_cut: bool = False
+    """Whether there were more samples than there was time for."""
 
     @property
     def widest(self) -> Mapping[str, Range]:
@@ -46,8 +57,10 @@ def calibrate(
     scratch: Path,
     progress: Progress,
     model: Path | None = None,
+    most_s: float = math.inf,
 ) -> Calibration:
-    """Observe a model over the samples that variants are made with.
+    """Observe a model over the samples that variants are made with; where that would take more than
+    `most_s`, over some from all parts of them.
 
     `model` is the normalized one where none is given. Errors: `DataRejected`.
     """
@@ -56,7 +69,7 @@ def calibrate(
         return Calibration()
     model = model or material.normalized.path
     tensors = select_static(onnx.load_model(model), wide=True).observed
-    feed = _Feed(material)
+    feed = Feed(material, most_s)
     with progress.stage("calibrating", material.calibration_count) as advance:
         try:
             statistics = observe(
@@ -80,22 +93,54 @@ def calibrate(
             estimated = estimate(of_tensor, estimator)
             if estimated is not None:
                 found[name] = estimated
-    return Calibration(ranges=ranges, samples=feed.samples, sha256=feed.digest.hexdigest())
+    return Calibration(
+        ranges=ranges,
+        samples=feed.samples,
+        sha256=feed.digest.hexdigest(),
+        seen=frozenset(feed.seen),
+        is_cut=feed.is_cut,
+    )
 
 
-class _Feed:
-    """The samples' feeds, counted and digested as they go by."""
+class Feed:
+    """The samples' feeds, counted and digested as they go by.
 
-    def __init__(self, material: Material) -> None:
-        self._material = material
+    The first `_LEAST` are given whatever they take. They tell how many more there is time for, and
+    of those that follow as many are given, evenly spread where it is known how many there are.
+    """
+
+    def __init__(
+        self, material: Material, most_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._material, self._most_s, self._clock = material, most_s, clock
         self.digest = Digest()
+        self.seen: set[bytes] = set()
         self.samples = 0
+        self.is_cut = False
         self.number = 0
         """Of the sample that went by last, in DATA."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        for sample in self._material.calibration_samples():
+        began, step = self._clock(), 1
+        for index, sample in enumerate(self._material.calibration_samples()):
+            spent_s = self._clock() - began
+            if index == _LEAST:
+                step = self._step(spent_s)
+            if index >= _LEAST and (spent_s >= self._most_s or (index - _LEAST) % step):
+                self.is_cut = True
+                if spent_s >= self._most_s:
+                    return
+                continue
             self.number = sample.number
             self.digest.add(sample)
+            self.seen.add(sample.digest()[:FEEDS_DIGEST])
             self.samples += 1
             yield sample.feeds
+
+    def _step(self, spent_s: float) -> int:
+        """Of how many samples that follow the first ones one is taken."""
+        count = self._material.calibration_count
+        if count is None:
+            return 1
+        left_s = max(self._most_s - spent_s, 1e-9)
+        return max(1, math.ceil((count - _LEAST) * (spent_s / _LEAST) / left_s))

@@ -18,8 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -30,12 +29,12 @@ from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
-from edgekit_converters.quantization.selection import select_static, weighted_names
-from edgekit_converters.quantization.sensitivity import NodeNoise, measure_noise
+from edgekit_converters.quantization.selection import weighted_names
+from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
 
-__all__ = ["Search"]
+__all__ = ["Deadlines", "Search"]
 
 _MADE_TOGETHER: Final = 2
 _PARENTS: Final = 2
@@ -48,7 +47,6 @@ _ENDS: Final = (1, 2, 3, 4)
 """How many of the first nodes are tried in the wider format."""
 _HOPELESS_DB: Final = 0.0
 """As much noise as signal: no tuning mends that."""
-_NOISE_SAMPLES: Final = 16
 _OUT_OF_REACH: Final = 1.15
 """Tuning makes hardly anything faster or smaller by more."""
 _TIMING: Final = 1.1
@@ -65,6 +63,15 @@ _QUALITY: Final = (
 """Knobs that cost no time on the device, in the order in which they build on each other."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Times by the clock after which nothing more is begun."""
+
+    explore_s: float
+    relieve_s: float
+    rank_s: float
+
+
 class Search:
     """The search for one profile."""
 
@@ -78,35 +85,26 @@ class Search:
         bounds: Bounds,
         on_target: bool,
         is_asked: bool,
-        deadlines: tuple[float, float],
+        deadlines: Deadlines,
         progress: Progress,
-        scratch: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`deadlines` are for what `explore` and `relieve` begin.
-
-        `is_asked`: the user named the recipes, so each is tried, whatever it takes.
-        """
+        """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
         self._is_asked, self._bounds, self._on_target = is_asked, bounds, on_target
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
         self._by_size = objective is Objective.SIZE or not on_target
         self._by_accuracy = objective is Objective.ACCURACY
         self._deadlines, self._clock, self._progress = deadlines, clock, progress
         self._advance: Advance = lambda steps: None
-        self._scratch = scratch
         self._trials: dict[str, Trial] = {}
         self._is_explored = False
-        self._noise: tuple[NodeNoise, ...] | None = None
+        self._is_cut = False
+        """Whether the time was over before exploring was."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         """All that was tried, in that order; the baseline first."""
         return tuple(self._trials.values())
-
-    @property
-    def known_noise(self) -> tuple[NodeNoise, ...]:
-        """What was measured of the nodes, if anything; nothing is measured for this."""
-        return self._noise or ()
 
     def explore(self) -> tuple[Trial, ...]:
         """Search, and give the trials that are worth full figures, the best first."""
@@ -118,10 +116,11 @@ class Search:
     def untried(self) -> dict[str, str]:
         """Recipes that were planned and not tried, and why."""
         tried = {trial.variant.recipe.id for trial in self._trials.values()}
+        able = {trial.variant.recipe.id for trial in self._best(self._trials.values())}
         return {
             recipe.id: (
                 f"{recipe.varies} gained too little for variations of it to be tried"
-                if recipe.varies in tried
+                if recipe.varies in tried and not (self._is_cut and recipe.varies in able)
                 else "the search time was over"
             )
             for recipe in self._recipes
@@ -159,7 +158,7 @@ class Search:
         if self._is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
             return None
         spared = trial.variant.tuning.spared
-        ranked = [n.node for n in self.noise() if n.node not in spared]
+        ranked = [n.node for n in self._kitchen.noise() if n.node not in spared]
         more = ranked[: max(1, len(spared))]
         if not more or len(more) == len(ranked):
             return None
@@ -168,26 +167,18 @@ class Search:
         )
         return self._try(trial.variant.recipe, tuning)
 
-    def noise(self) -> tuple[NodeNoise, ...]:
-        """What quantizing each node does, the noisiest first; empty without calibration."""
-        ranges = self._kitchen.calibration.widest
-        if self._noise is None:
-            self._noise = ()
-            if ranges:
-                normalized = self._kitchen.normalized
-                self._noise = measure_noise(
-                    normalized,
-                    select_static(onnx.load_model(normalized, load_external_data=False)),
-                    ranges,
-                    islice(self._kitchen.feeds(), _NOISE_SAMPLES),
-                    per_channel=True,
-                    threads=1,
-                    scratch=self._scratch,
-                )
-        return self._noise
+    def sensitivity(self) -> tuple[NodeNoise, ...]:
+        """What quantizing each node does, measured for this if there is time."""
+        if self._kitchen.is_ranked or self._clock() < self._deadlines.rank_s:
+            return self._kitchen.noise()
+        return ()
 
     def _is_over(self) -> bool:
-        return self._clock() >= self._deadlines[self._is_explored]
+        ends = self._deadlines
+        if self._is_explored:
+            return self._clock() >= ends.relieve_s
+        self._is_cut |= self._clock() >= ends.explore_s
+        return self._is_cut
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
@@ -199,7 +190,8 @@ class Search:
 
     def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED, *, like: Trial | None = None) -> Trial:
         """Make and screen a variant; one that is as fast as another `like` it is not timed."""
-        trial = self._screen.trial(self._kitchen.make(recipe, tuning), like=like)
+        variant = self._kitchen.make(recipe, recipe.heeded(tuning))
+        trial = self._screen.trial(variant, like=like)
         if trial.title not in self._trials:
             self._advance(1)
         self._trials[trial.title] = trial

@@ -164,6 +164,37 @@ def test_wav_files_become_windows(tmp_path: Path, width: int) -> None:
     assert found[2][50] == 0  # padded
 
 
+@pytest.mark.parametrize("left", [45, 47, 101, 103])
+def test_wav_file_that_is_cut_is_refused_by_name(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as sound:
+        sound.setnchannels(2)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(4 * 250))
+    path.write_bytes(path.read_bytes()[:left])
+    how = AudioPreprocess(input="x", sample_rate_hz=8000, window_samples=100)
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 100))
+    with pytest.raises(DataRejected, match=r"a\.wav"):
+        list(open_data(str(tmp_path), preprocess=(how,)).samples((spec,)))
+
+
+@pytest.mark.parametrize(("field", "value"), [("flags", 1), ("method", 97)])
+def test_npz_that_is_encrypted_or_of_an_unknown_compression_is_refused_by_name(
+    tmp_path: Path, field: str, value: int
+) -> None:
+    path = Path(saved(tmp_path / "d.npz", x=np.zeros((4, 3), np.float32)))
+    data = bytearray(path.read_bytes())
+    # PKWARE's application note, 4.3.7 and 4.3.12: places in the local header and the directory
+    local, directory = {"flags": (6, 8), "method": (8, 10)}[field]
+    for signature, place in ((b"PK\3\4", local), (b"PK\1\2", directory)):
+        start = data.index(signature) + place
+        data[start : start + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataRejected, match=r"d\.npz"):
+        list(open_data(str(path)).samples((X,)))
+
+
 def test_digest_tells_data_apart_and_knows_them_again() -> None:
     def digest(*values: float) -> str:
         made = Digest()

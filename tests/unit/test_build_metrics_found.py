@@ -314,6 +314,8 @@ def hit(outputs, reference, labels):
 def nothing(outputs, reference, labels): pass
 def text(outputs, reference, labels): return "0.9"
 def array(outputs, reference, labels): return outputs["y"]
+def huge(outputs, reference, labels):
+    return 10**400
 def nan(outputs, reference, labels): return np.float32("nan")
 def pair(outputs, reference): return 1.0
 def end(outputs, reference, labels): raise SystemExit(0)
@@ -353,6 +355,7 @@ def test_callable_is_judged_by_its_mean_over_the_samples(module: str) -> None:
         ("text", "gave a str"),
         ("array", r"gave an array of shape \[1, 2\]"),
         ("nan", "gave nan"),
+        ("huge", "gave inf"),
         ("pair", "raised TypeError: pair.. takes 2 positional arguments but 3 were given"),
         ("end", "raised SystemExit: 0"),
         ("broken", "raised KeyError: 'no.*key'"),

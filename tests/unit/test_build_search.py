@@ -17,7 +17,7 @@ from edgekit.build.progress import Silent
 from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
-from edgekit.build.search import Search
+from edgekit.build.search import Deadlines, Search
 from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Needs, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
@@ -46,12 +46,20 @@ class Table:
         self.scores: dict[str, float] = {}
         self.tried: list[str] = []
         self.normalized = Path("unused.onnx")
+        self.nodes: tuple[str, ...] = ()
+        """The noisiest first."""
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
         return Variant(recipe=recipe, tuning=tuning, path=Path("unused.onnx"))
 
     def base(self, base: Base) -> Path:
         return self.normalized
+
+    def noise(self) -> tuple[NodeNoise, ...]:
+        return tuple(
+            NodeNoise(node=name, operator="Conv", noise_db=-20.0 - i, parameters=1)
+            for i, name in enumerate(self.nodes)
+        )
 
     def make_all(self, recipes: Iterable[Recipe]) -> None:
         pass
@@ -75,18 +83,10 @@ class Table:
 
 
 class Hasty(Search):
-    """Without a model there are no ends to spare, and noise is as given."""
-
-    nodes: tuple[str, ...] = ()
+    """Without a model there are no ends to spare."""
 
     def _spare_ends(self, best: Trial) -> Trial:
         return best
-
-    def noise(self) -> tuple[NodeNoise, ...]:
-        return tuple(
-            NodeNoise(node=name, operator="Conv", noise_db=-20.0 - i, parameters=1)
-            for i, name in enumerate(self.nodes)
-        )
 
 
 def search(
@@ -100,7 +100,7 @@ def search(
         "bounds": Bounds(max_drop=0.01),
         "on_target": True,
         "is_asked": False,
-        "deadlines": (1.0, 1.0),
+        "deadlines": Deadlines(explore_s=1.0, relieve_s=1.0, rank_s=1.0),
     }
     return Hasty(
         (recipe("float32"), *recipes),
@@ -108,7 +108,6 @@ def search(
         cast(Screen, table),
         objective=objective,
         progress=Silent(),
-        scratch=Path(),
         clock=clock,
         **(values | changes),
     )
@@ -197,7 +196,7 @@ def test_relief_spares_the_noisiest_and_doubles_what_it_spares() -> None:
         }
     )
     found = search(table, recipe("a", knobs=frozenset({Knob.SPARED})))
-    found.nodes = ("n1", "n2", "n3", "n4", "n5", "n6")
+    table.nodes = ("n1", "n2", "n3", "n4", "n5", "n6")
     trial: Trial | None = found.explore()[0]
     spared = []
     while trial is not None and trial.failure is None:
@@ -207,8 +206,9 @@ def test_relief_spares_the_noisiest_and_doubles_what_it_spares() -> None:
 
 
 def test_nothing_is_relieved_that_cannot_spare() -> None:
-    found = search(Table({"a": (0.5, 300, 20.0)}), recipe("a"))
-    found.nodes = ("n1", "n2", "n3")
+    table = Table({"a": (0.5, 300, 20.0)})
+    found = search(table, recipe("a"))
+    table.nodes = ("n1", "n2", "n3")
     assert found.relieve(found.explore()[0]) is None
 
 
@@ -226,3 +226,35 @@ def test_what_is_over_a_bound_comes_last_and_is_no_reason_to_stop() -> None:
     )
     assert titles(found.explore()) == ["small", "fast"]
     assert [found.is_within(trial) for trial in found.trials] == [False, False, True]
+
+
+def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
+    knobs = frozenset({Knob.RECONSTRUCTED, Knob.SMOOTHED})
+    table = Table(
+        {
+            "a": (0.5, 300, 20.0),
+            "a (smoothed)": (0.5, 300, 25.0),
+            "a (smoothed, reconstructed)": (0.5, 300, 30.0),
+            "b (smoothed)": (0.4, 300, 40.0),
+        }
+    )
+    found = search(table, recipe("a", knobs=knobs), recipe("b", varies="a"))
+    assert titles(found.explore())[0] == "b (smoothed)"
+    assert "b (smoothed, reconstructed)" not in table.tried
+
+
+def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little() -> None:
+    figures: dict[str, Figures] = {"a": (0.5, 300, 20.0), "b": (1.1, 1000, 20.0)}
+    recipes = (
+        recipe("a", knobs=frozenset({Knob.WIDE})),
+        recipe("b"),
+        recipe("a2", varies="a"),
+        recipe("b2", varies="b"),
+    )
+    table = Table(figures)
+    short = search(table, *recipes, clock=lambda: float(len(table.tried) >= 3))
+    short.explore()
+    assert short.untried() == {
+        "a2": "the search time was over",
+        "b2": "b gained too little for variations of it to be tried",
+    }

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from build_requests import INT8, request
+from small_models import write_data, write_small
 
+from edgekit.build import build
 from edgekit.build.data import Data, open_data
 from edgekit.build.kitchen import Kitchen
 from edgekit.build.material import Material, gather
 from edgekit.build.progress import Silent
+from edgekit.build.ranges import Feed
 from edgekit.build.samples import DataRejected, Row
 from edgekit.build.split import MIN_HELD_OUT
 from edgekit_converters import isolation
@@ -93,3 +97,65 @@ def test_generator_that_is_used_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataRejected, match=r"feeder:rows gives other rows in another pass"):
         for _ in range(5):
             list(material.samples())
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_is_held_out_calibrates_nothing_or_it_is_said(tmp_path: Path, copied: bool) -> None:
+    validation = write_data(tmp_path / "v.npz", 120, x=(16,))
+    calibration = tmp_path / ("c.npz" if copied else "v.npz")
+    if copied:
+        calibration.write_bytes(validation.read_bytes())
+    made = build(
+        request(
+            write_small("several_outputs", tmp_path),
+            tmp_path / "out",
+            recipes=(f"int8-static/per-channel/{INT8}/minmax",),
+            calibration=str(calibration),
+            validation=str(validation),
+        )
+    )
+    (built,) = made.built
+    said = " ".join(built.report.remarks)
+    assert built.report.calibration_samples == (120 if copied else 60)
+    assert (
+        "60 of the samples held out from the choice are calibration data, too" in said
+    ) is copied
+    assert ("Calibration and validation data are the same" in said) is not copied
+
+
+@pytest.mark.parametrize(
+    ("rate_s", "most_s", "expected"),
+    [(0.0, 1.0, 60), (1.0, 31.0, 31), (1.0, 1e9, 60), (9.0, 1.0, 16)],
+)
+def test_calibration_takes_samples_from_all_parts_as_far_as_there_is_time(
+    tmp_path: Path, rate_s: float, most_s: float, expected: int
+) -> None:
+    material = material_of(tmp_path, numbered(tmp_path / "d.npz", 60), None)
+    now = [0.0]
+    feed = Feed(material, most_s, clock=lambda: now[0])
+    taken = []
+    for feeds in feed:
+        taken.append(int(feeds["x"][0, 0]))
+        now[0] += rate_s
+    assert taken[:16] == list(range(16))
+    assert expected - 4 <= len(taken) <= expected
+    assert feed.is_cut is (expected < 60) and feed.samples == len(taken)
+    if expected > 16:  # the last of them are among the last
+        assert taken[-1] >= 54
+
+
+def test_build_that_had_no_time_to_calibrate_on_all_says_so(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "d.npz", 4000, x=(16,))
+    made = build(
+        request(
+            write_small("several_outputs", tmp_path),
+            tmp_path / "out",
+            recipes=(f"int8-static/per-channel/{INT8}/minmax",),
+            calibration=str(data),
+            search_time_s=0.2,
+        )
+    )
+    (built,) = made.built
+    (said,) = [r for r in built.report.remarks if "There was time to calibrate on" in r]
+    assert f"on {built.report.calibration_samples} samples" in said
+    assert 16 <= built.report.calibration_samples < 2000

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from edgekit_converters import external
 from edgekit_converters.conditioning.junctions import (
     Junction,
     Peaks,
@@ -47,16 +48,19 @@ def equalize_file(
     *,
     threads: int,
     scratch: Path,
+    embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> int:
     """Write the model equalized; junctions changed. For 0 nothing is written."""
     model = onnx.load_model(source)
     junctions = find_junctions(model, behind_layers=True)
     if not junctions:
         return 0
-    peaks = collect_peaks(model, junctions, samples, threads=threads, scratch=scratch)
+    peaks = collect_peaks(
+        model, junctions, samples, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
+    )
     changed = equalize(model, peaks)
     if changed:
-        onnx.save_model(model, out)
+        external.save(model, out, embedded_bytes=embedded_bytes)
     return changed
 
 

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from edgekit_converters import graph
+from edgekit_converters import external, graph
 from edgekit_converters.conditioning.layers import Layer, constant, layers, replace, uses
 from edgekit_converters.conditioning.probe import readings
 
@@ -146,11 +146,14 @@ def collect_peaks(
     *,
     threads: int,
     scratch: Path,
+    embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> dict[str, np.ndarray]:
     """Peaks of the junctions' tensors over the samples. Errors: those of the runtime."""
     axes = {j.tensor: j.readers[0].trailing for j in junctions}
     peaks = {j.tensor: np.zeros(j.channels) for j in junctions}
-    with readings(model, list(axes), samples, threads=threads, scratch=scratch) as seen:
+    with readings(
+        model, list(axes), samples, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
+    ) as seen:
         for values in seen:
             for name, array in values.items():
                 if not array.size:

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from edgekit_converters import external
 from edgekit_converters.conditioning.grid import FULL_LEVELS
 from edgekit_converters.conditioning.junctions import Junction, find_junctions, scale
 from edgekit_converters.conditioning.layers import Layer, constant, layers, uses
@@ -64,13 +65,17 @@ def smooth_file(
     *,
     threads: int,
     scratch: Path,
+    embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> int:
     """Write a smoothed copy of a normalized model; how many tensors were smoothed. 0: none would
     gain, and there is no file. Errors: those of the runtime."""
     model = onnx.load_model(source)
-    smoothed = smooth(model, collect_rows(model, samples, threads=threads, scratch=scratch))
+    rows = collect_rows(
+        model, samples, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
+    )
+    smoothed = smooth(model, rows)
     if smoothed:
-        onnx.save_model(model, out)
+        external.save(model, out, embedded_bytes=embedded_bytes)
     return len(smoothed)
 
 
@@ -80,6 +85,7 @@ def collect_rows(
     *,
     threads: int,
     scratch: Path,
+    embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> dict[str, Rows]:
     """Rows of each tensor that could be smoothed, but for those that are never reached or not
     finite. Errors: those of the runtime."""
@@ -89,7 +95,9 @@ def collect_rows(
     seen: dict[str, list[np.ndarray]] = {name: [] for name in tensors}
     bounds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in tensors}
     feeds = islice(samples, _SAMPLES)
-    with readings(model, tensors, feeds, threads=threads, scratch=scratch) as every:
+    with readings(
+        model, tensors, feeds, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
+    ) as every:
         for values in every:
             for name in tensors:
                 flat = values[name].reshape(-1, values[name].shape[-1])

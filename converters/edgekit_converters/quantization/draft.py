@@ -119,6 +119,11 @@ class Place:
         tensor = holder._constants[name]
         return numpy_helper.to_array(tensor) if tensor.data_type == TensorProto.FLOAT else None
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of the constant of this name that nodes here see, if there is one."""
+        holder = self.holder(name)
+        return None if holder is None else tuple(holder._constants[name].dims)
+
     def constant(self, values: np.ndarray, hint: str) -> str:
         """Name of a new constant; of an old one where it is small and there already."""
         key = (values.dtype.str, values.shape, values.tobytes())

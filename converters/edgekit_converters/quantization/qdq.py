@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import graph
@@ -25,6 +25,7 @@ from edgekit_converters.quantization.selection import (
     FIRST_INPUT_ONLY,
     select_static,
 )
+from edgekit_converters.quantization.shielding import shield
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 
 __all__ = ["Activations", "Granularity", "quantize_static"]
@@ -110,7 +111,7 @@ def quantize_static(
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     quantized = _quietly(quantizer.quantize_model)
-    _shield(quantized)
+    shield(quantized)
     _save(quantized, out)
 
 
@@ -130,49 +131,6 @@ def _with_ranges(
 
     wanted = set(nodes)
     return frozenset(n.name for n in model.graph.node if n.name in wanted and is_known(n))
-
-
-def _shield(model: ModelProto) -> None:
-    """Keep float weights float where a node's input is quantized.
-
-    onnxruntime rounds them to 8 bits per tensor behind DequantizeLinear with a scalar scale
-    (onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc). The same scale once
-    per channel is the same arithmetic, and is left alone.
-    """
-    constants = graph.initializers(model.graph)
-    producers = {output: node for node in model.graph.node for output in node.output}
-    for node in list(model.graph.node):
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[1] not in constants:
-            continue
-        dequantizer = producers.get(node.input[0])
-        if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
-            continue
-        name = f"{node.input[0]}/of {node.name}"
-        channels, axis = _channels(node, constants[node.input[1]])
-        own = helper.make_node(
-            "DequantizeLinear",
-            [dequantizer.input[0], f"{name}/scale", f"{name}/zero"],
-            [name],
-            name=name,
-            axis=axis,
-        )
-        for held, new in zip(dequantizer.input[1:], own.input[1:], strict=True):
-            values = np.full(channels, numpy_helper.to_array(constants[held]).reshape(-1)[0])
-            model.graph.initializer.append(numpy_helper.from_array(values, new))
-        node.input[0] = name
-        model.graph.node.insert(list(model.graph.node).index(node), own)
-
-
-def _channels(node: NodeProto, weights: TensorProto) -> tuple[int, int]:
-    """How many channels a node's activation has, and on which axis they are."""
-    attributes = {a.name: a.i for a in node.attribute}
-    if node.op_type == "Gemm":
-        return weights.dims[1 if attributes.get("transB") else 0], 0 if attributes.get(
-            "transA"
-        ) else 1
-    if node.op_type == "ConvTranspose":
-        return weights.dims[0], 1
-    return weights.dims[1] * attributes.get("group", 1), 1
 
 
 def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:

@@ -12,8 +12,10 @@ taken while there is time, so that all nodes are measured on the same ones.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,10 +23,11 @@ from typing import Final
 import msgspec
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import graph
+from edgekit_converters import external, graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
 from edgekit_runtime.session import Optimization, Session, SessionOptions, open_session
@@ -35,6 +38,8 @@ _LEAST_DB: Final = -200.0
 """No noise at all."""
 _BROKEN: Final = 1e12
 """Noise to signal of a node that makes numbers into NaN or infinity."""
+_MIN_OPSET: Final = 10
+"""The first with QuantizeLinear."""
 _SIGNED, _UNSIGNED = 127, 255
 _CHANNEL_AXES: Final = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
 _SWITCH: Final = "which node is quantized"
@@ -73,36 +78,32 @@ def measure_noise(
     per_channel: bool,
     threads: int,
     scratch: Path,
+    embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[NodeNoise, ...]:
     """Noise of each selected node that computes something, the noisiest first.
 
     `ranges` are by observed tensor, as calibration gives them. At least one sample is run for every
-    node, more while there is time. Errors: those of the runtime.
+    node, more while there is time. Errors: `Refused`, also those of the runtime.
     """
     proto = onnx.load_model(model)
+    if graph.opset(proto) < _MIN_OPSET:
+        raise Refused(f"ranking nodes needs opset {_MIN_OPSET}.")
     sources = {name: ranges[seen] for name, seen in selection.sources.items() if seen in ranges}
     probes = _switchable(proto.graph, selection, sources, per_channel=per_channel)
     if not probes:
         return ()
-    path = scratch / "switched.onnx"
-    onnx.save_model(proto, path)
-    # optimized, onnxruntime would round the weights once more, and coarser
-    options = SessionOptions(threads=threads, optimization=Optimization.NONE)
-    session = open_session(RuntimeKind.ONNXRUNTIME, path, options)
     sums = np.zeros((len(probes), len(proto.graph.output), 2))
-    ends = clock() + _TIME_S
-    for feeds in samples:
-        right = _run(session, feeds, _NONE)
-        for number in range(len(probes)):
-            sums[number] += _powers(_run(session, feeds, number), right)
-            if clock() >= ends + _PATIENCE_S:
-                session.close()
-                return ()
-        if clock() >= ends:
-            break
-    session.close()
-    path.unlink()
+    with closing(_opened(proto, threads, scratch, embedded_bytes)) as session:
+        ends = clock() + _TIME_S
+        for feeds in samples:
+            right = _run(session, feeds, _NONE)
+            for number in range(len(probes)):
+                sums[number] += _powers(_run(session, feeds, number), right)
+                if clock() >= ends + _PATIENCE_S:
+                    return ()
+            if clock() >= ends:
+                break
     found = [
         NodeNoise(
             node=probe.node,
@@ -113,6 +114,15 @@ def measure_noise(
         for probe, of_outputs in zip(probes, sums, strict=True)
     ]
     return tuple(sorted(found, key=lambda noise: -noise.noise_db))
+
+
+def _opened(proto: ModelProto, threads: int, scratch: Path, embedded_bytes: int) -> Session:
+    # optimized, onnxruntime would round the weights once more, and coarser
+    options = SessionOptions(threads=threads, optimization=Optimization.NONE)
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        path = Path(directory) / "switched.onnx"
+        external.save(proto, path, embedded_bytes=embedded_bytes)
+        return open_session(RuntimeKind.ONNXRUNTIME, path, options)
 
 
 def _run(session: Session, feeds: Mapping[str, np.ndarray], number: int) -> list[np.ndarray]:

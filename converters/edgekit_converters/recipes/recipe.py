@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.profile import Cpu, Runtime, RuntimeKind
@@ -99,3 +102,14 @@ class Recipe:
     """What of `Ingredients.tuning` the recipe heeds."""
     varies: str | None = None
     """Id of the recipe that this one is a variation of: tried only where that one is promising."""
+
+    def heeded(self, tuning: Tuning) -> Tuning:
+        """What of a tuning changes this recipe's variants: not what it has no knob for."""
+        ignored = _KNOBS_OF_RECIPES - self.knobs
+        return msgspec.structs.replace(
+            tuning, **{knob.value: getattr(UNTUNED, knob.value) for knob in ignored}
+        )
+
+
+_KNOBS_OF_RECIPES: Final = frozenset(Knob) - {Knob.EQUALIZED, Knob.SMOOTHED}
+"""The others are seen to before, whatever the recipe."""

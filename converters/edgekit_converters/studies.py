@@ -1,0 +1,96 @@
+"""Studies: what is learnt of a model by running rewritten copies of it over samples.
+
+Each is the target of a call in a child process (`isolation`): a runtime that crashes, hangs or eats
+memory on a model that was rewritten ends the child alone. Samples come as files of `tensorfile`.
+
+Invariant: what a study gives back is JSON; what is larger is in the file `out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.conditioning.equalization import equalize_file
+from edgekit_converters.conditioning.moments import collect_moments, write_moments
+from edgekit_converters.conditioning.smoothing import smooth_file
+from edgekit_converters.proof import same_outputs
+from edgekit_converters.quantization.selection import select_static
+from edgekit_converters.quantization.sensitivity import measure_noise
+from edgekit_converters.tensorfile import read_tensors
+from edgekit_runtime.session import open_session
+
+__all__ = ["equalized", "moments", "noise", "smoothed"]
+
+
+def equalized(**arguments: Any) -> int:
+    """`_rewritten` by `equalize_file`."""
+    return _rewritten(equalize_file, **arguments)
+
+
+def smoothed(**arguments: Any) -> int:
+    """`_rewritten` by `smooth_file`."""
+    return _rewritten(smooth_file, **arguments)
+
+
+def _rewritten(
+    rewrite: Callable[..., int],
+    *,
+    model: str,
+    out: str,
+    samples: Sequence[str],
+    feeds: str,
+    reference: str,
+    threads: int,
+) -> int:
+    """Write the rewritten model; places changed, 0 where it no longer gives `reference` for `feeds`
+    or nothing gains and there is no file."""
+    path = Path(out)
+    changed = rewrite(Path(model), path, _read(samples), threads=threads, scratch=path.parent)
+    if not changed:
+        return 0
+    session = open_session(RuntimeKind.ONNXRUNTIME, path)
+    got = session.run(read_tensors(Path(feeds)))
+    session.close()
+    return 0 if same_outputs(got, read_tensors(Path(reference))) else changed
+
+
+def moments(*, model: str, out: str, samples: Sequence[str], threads: int) -> None:
+    """Write the moments of what a model's weighted nodes read."""
+    path = Path(model)
+    nodes = select_static(onnx.load_model(path, load_external_data=False)).nodes
+    found = collect_moments(path, nodes, _read(samples), threads=threads, scratch=Path(out).parent)
+    write_moments(Path(out), found)
+
+
+def noise(
+    *,
+    model: str,
+    ranges: Mapping[str, Sequence[float]],
+    samples: Sequence[str],
+    threads: int,
+    scratch: str,
+) -> Any:
+    """`NodeNoise` of each node that can be quantized, the noisiest first."""
+    path = Path(model)
+    found = measure_noise(
+        path,
+        select_static(onnx.load_model(path, load_external_data=False)),
+        {name: Range(low, high) for name, (low, high) in ranges.items()},
+        _read(samples),
+        per_channel=True,
+        threads=threads,
+        scratch=Path(scratch),
+    )
+    return msgspec.to_builtins(found)
+
+
+def _read(samples: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+    return (read_tensors(Path(path)) for path in samples)

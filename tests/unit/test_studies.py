@@ -1,0 +1,190 @@
+"""Studies of a model: in a child process, whatever its size, and none that fails ends a build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from build_requests import request
+from small_models import write_data, write_small
+
+from edgekit.build import build, kitchen
+from edgekit.build.data import open_data
+from edgekit.build.kitchen import Base, Kitchen
+from edgekit.build.material import gather
+from edgekit.build.progress import Silent
+from edgekit_converters import external, isolation
+from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.conditioning.equalization import equalize_file
+from edgekit_converters.conditioning.moments import collect_moments
+from edgekit_converters.conditioning.smoothing import smooth_file
+from edgekit_converters.quantization.selection import select_static
+from edgekit_converters.quantization.sensitivity import measure_noise
+from edgekit_converters.recipes import find_recipe
+from edgekit_converters.recipes.tuning import Tuning
+from edgekit_converters.sources import open_source
+from edgekit_runtime.session import open_session
+
+CRASHING = """
+import os, signal
+
+def crash(**arguments):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+noise = moments = equalized = smoothed = crash
+"""
+WIDTH = 72
+
+
+def chain(path: Path) -> Path:
+    """Products with channels of very different size: there is something to smooth and to even."""
+    random = np.random.default_rng(3)
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    sizes = np.logspace(-2, 1, WIDTH)
+    weights = {
+        "w": random.standard_normal((WIDTH, WIDTH)) * sizes,
+        "v": random.standard_normal((WIDTH, WIDTH)),
+    }
+    graph = onnx.helper.make_graph(
+        [
+            make("MatMul", ["x", "w"], ["h"], name="first"),
+            make("Relu", ["h"], ["r"], name="relu"),
+            make("MatMul", ["r", "v"], ["y"], name="second"),
+        ],
+        "chain",
+        [value("x", onnx.TensorProto.FLOAT, ["n", WIDTH])],
+        [value("y", onnx.TensorProto.FLOAT, ["n", WIDTH])],
+        [onnx.numpy_helper.from_array(np.float32(v), name) for name, v in weights.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+FEEDS = [
+    {"x": np.random.default_rng(seed).standard_normal((4, WIDTH)).astype(np.float32)}
+    for seed in range(6)
+]
+
+
+@pytest.mark.parametrize("rewrite", [smooth_file, equalize_file])
+def test_rewritten_model_too_large_for_one_file_keeps_its_weights_beside_it(
+    tmp_path: Path, rewrite: object
+) -> None:
+    assert callable(rewrite)
+    model, whole, parts = chain(tmp_path / "m.onnx"), tmp_path / "a.onnx", tmp_path / "b.onnx"
+    changed = rewrite(model, whole, FEEDS, threads=1, scratch=tmp_path)
+    assert changed == rewrite(
+        model, parts, FEEDS, threads=1, scratch=tmp_path, embedded_bytes=WIDTH * WIDTH
+    )
+    assert external.files(parts)[1:] == (tmp_path / "b.onnx.data",)
+    kind = open_source(model, scratch=tmp_path).kind
+    want, got = (open_session(kind, path).run(FEEDS[0])["y"] for path in (whole, parts))
+    assert np.array_equal(want, got)
+
+
+def test_nodes_of_a_model_too_large_for_one_file_are_ranked_all_the_same(tmp_path: Path) -> None:
+    model = chain(tmp_path / "m.onnx")
+    selection = select_static(onnx.load_model(model))
+    ranges = {name: Range(-30.0, 30.0) for name in selection.observed}
+
+    def ranked(embedded_bytes: int) -> object:
+        return measure_noise(
+            model, selection, ranges, FEEDS[:2], per_channel=True, threads=1, scratch=tmp_path,
+            embedded_bytes=embedded_bytes,
+        )  # fmt: skip
+
+    assert ranked(WIDTH * WIDTH) == ranked(external.MAX_EMBEDDED_BYTES) != ()
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def kitchen_of(model: Path, scratch: Path, workshop: isolation.Workshop) -> Kitchen:
+    data = open_data(str(write_data(scratch / "d.npz", 12, x=(3, 8, 8))))
+    source = open_source(model, scratch=scratch, run=workshop.run)
+    material = gather(source, data, None, normalizes=True, scratch=scratch, run=workshop.run)
+    estimators = (Estimator.MINMAX,)
+    return Kitchen(material, estimators, workshop, scratch=scratch, threads=1, progress=Silent())
+
+
+def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
+    with isolation.Workshop() as workshop:
+        found = kitchen_of(write_small("constant_nodes", tmp_path), tmp_path, workshop)
+        ranked = found.noise()
+        variant = found.make(
+            find_recipe("int8-static/per-channel/s8s8/minmax"), Tuning(reconstructed=True)
+        )
+    selection = select_static(onnx.load_model(found.normalized))
+    here = measure_noise(
+        found.normalized,
+        selection,
+        found.calibration.widest,
+        found.feeds(),
+        per_channel=True,
+        threads=1,
+        scratch=tmp_path,
+    )
+    assert [n.node for n in ranked] == [n.node for n in here] and len(ranked) == 2
+    assert ranked[0].noise_db == pytest.approx(here[0].noise_db, abs=1e-6)
+    assert variant.failure is None and variant.path.is_file()
+    nodes = [n.node for n in ranked]
+    moments = collect_moments(found.normalized, nodes, found.feeds(), threads=1, scratch=tmp_path)
+    assert set(moments) == set(nodes)
+    assert found.remarks == []
+
+
+def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing_studies.py").write_text(CRASHING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(kitchen, "_STUDIES", "crashing_studies")
+    recipe = find_recipe("int8-static/per-channel/s8s8/minmax")
+    with isolation.Workshop() as workshop:
+        found = kitchen_of(write_small("constant_nodes", tmp_path), tmp_path, workshop)
+        assert found.noise() == ()
+        assert found.base(Base.SMOOTHED) is None
+        rounded = found.make(recipe, Tuning(reconstructed=True))
+        plain = found.make(recipe)
+    assert found.remarks == [
+        "Nodes were not ranked: ranking nodes failed: it crashed (SIGSEGV).",
+        "Smoothing activations was left out: smoothing activations failed: it crashed (SIGSEGV).",
+    ]
+    assert rounded.failure == "observing what layers read failed: it crashed (SIGSEGV)"
+    assert plain.failure is None
+
+
+def test_model_that_stays_at_an_old_opset_is_built_unranked(tmp_path: Path) -> None:
+    """A Scan of opset 8 cannot be raised, and QuantizeLinear came with opset 10."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    row = [value(name, onnx.TensorProto.FLOAT, [WIDTH]) for name in "abso"]
+    body = onnx.helper.make_graph(
+        [make("Add", ["a", "b"], ["s"]), make("Identity", ["s"], ["o"])], "body", row[:2], row[2:]
+    )
+    weight = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [
+            make("MatMul", ["x", "w"], ["h"], name="product"),
+            make("Scan", ["", "start", "h"], ["end", "y"], body=body, num_scan_inputs=1),
+        ],
+        "old",
+        [value("x", onnx.TensorProto.FLOAT, [1, 3, WIDTH])],
+        [value("y", onnx.TensorProto.FLOAT, [1, 3, WIDTH])],
+        [
+            onnx.numpy_helper.from_array(weight, "w"),
+            onnx.numpy_helper.from_array(np.zeros((1, WIDTH), np.float32), "start"),
+        ],
+    )
+    path, opsets = tmp_path / "scan.onnx", [onnx.helper.make_opsetid("", 8)]
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=4), path)
+    data = write_data(tmp_path / "d.npz", 20, x=(3, WIDTH))
+    made = build(
+        request(
+            path, tmp_path / "out", recipes=("int16x8",), calibration=str(data), search_time_s=12.0
+        )
+    )
+    (built,) = made.built
+    assert "Nodes were not ranked: ranking nodes needs opset 10." in built.report.remarks
+    (other,) = [c for c in built.report.candidates if c.recipe == "int16x8"]
+    assert other.size_bytes and other.size_bytes < path.stat().st_size
