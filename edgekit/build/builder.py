@@ -22,7 +22,7 @@ from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
-from edgekit.build.pack import Contents, Packed, check_output, report_bytes, seal, write
+from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
@@ -81,12 +81,18 @@ class BuildResult:
 def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildResult:
     """Make the best bundle of a model for each profile.
 
-    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do.
+    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do;
+    an output directory that was made for it is gone then.
     """
+    if request.dry_run:
+        return _build(request, progress)
+    with open_output(request.output):
+        return _build(request, progress)
+
+
+def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
     began = time.monotonic()
     watch = Stopwatch(progress or Silent())
-    if not request.dry_run:
-        check_output(request.output)
     calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
@@ -363,7 +369,7 @@ class _Build:
             preprocess=request.preprocess,
             postprocess=request.postprocess,
             report=report_bytes(report),
-            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts.opset),
+            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts),
             features=_relied_on(variant.recipe, plan.profile),
             ir=facts.ir,
             opset=facts.opset,
@@ -392,7 +398,7 @@ def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[
     if said and request.objective is Objective.LATENCY:
         said.append(
             "Objective latency chose by accuracy, where half of what may be lost counts as none, "
-            "then size."
+            "then size, and of about one size not what is slower here."
         )
     if said and request.max_ms is not None:
         said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")

@@ -7,9 +7,11 @@ disk has taken all of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from edgekit.build.sbom import SBOM_PATH, sbom_bytes
 from edgekit.release.keys import PrivateKey
 from edgekit.release.storage import TEMPORARY_PREFIX, sync_directory, write_temporary
 from edgekit_contract import limits, names
@@ -41,7 +44,7 @@ __all__ = [
     "OverBudget",
     "Packed",
     "Sealed",
-    "check_output",
+    "open_output",
     "report_bytes",
     "seal",
     "write",
@@ -101,18 +104,31 @@ class Packed:
     signed: bool
 
 
-def check_output(directory: Path) -> None:
-    """Make the output directory and prove that it can be written to. Errors: `Misused`."""
+@contextlib.contextmanager
+def open_output(directory: Path) -> Iterator[None]:
+    """Make the output directory and prove that it can be written to. Errors: `Misused`.
+
+    Where the block raises, what was made here goes, unless there is something in it by then.
+    """
+    above = [directory, *directory.parents]
+    made = list(itertools.takewhile(lambda path: not path.exists(), above))
     probe = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise Misused(
-            f"the output directory {directory} cannot be written to ({error.strerror}): "
-            f"{_OUTPUT_HINT}."
-        ) from error
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.touch(exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            raise Misused(
+                f"the output directory {directory} cannot be written to ({error.strerror}): "
+                f"{_OUTPUT_HINT}."
+            ) from error
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # there is something in it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +148,10 @@ def seal(contents: Contents, key: PrivateKey | None) -> Sealed:
     Errors: `OverBudget`; `BundleRejected` where a limit of the format is broken.
     """
     members = _members(contents)
-    manifest = _manifest(contents, members)
+    files = [_entry(path, source) for path, source in members.items()]
+    members[SBOM_PATH] = _sbom(contents, files)
+    files.append(_entry(SBOM_PATH, members[SBOM_PATH]))
+    manifest = _manifest(contents, tuple(sorted(files, key=lambda file: file.path)))
     _check_budget(contents, manifest)
     envelope = sign(manifest, [(key.keyid, key.sign)] if key else [])
     return Sealed(
@@ -204,8 +223,21 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
     return members
 
 
-def _manifest(contents: Contents, members: Mapping[str, Path | bytes]) -> Manifest:
-    files = tuple(_entry(path, source) for path, source in sorted(members.items()))
+def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
+    return sbom_bytes(
+        name=contents.name,
+        version=contents.version,
+        profile=contents.profile.name,
+        runtime=contents.runtime.kind,
+        min_runtime_version=contents.min_runtime_version,
+        model=_MODEL_PATHS[contents.runtime.kind],
+        # the report tells of the search, of which no two runs are the same
+        files=[file for file in files if file.path != _REPORT_PATH],
+        provenance=contents.provenance,
+    )
+
+
+def _manifest(contents: Contents, files: tuple[FileEntry, ...]) -> Manifest:
     profile, runtime = contents.profile, contents.runtime
     return Manifest(
         name=contents.name,
