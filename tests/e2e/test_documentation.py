@@ -22,9 +22,8 @@ from command_line import edgekit
 from parts import need
 from tools import need_environment
 
-from edgekit_converters.environments import LITERT
-
 from edgekit_agent.__main__ import main as agent
+from edgekit_converters.environments import LITERT
 
 ROOT = Path(__file__).parents[2]
 EVERY_PAGE = [
