@@ -57,8 +57,8 @@ _TRIALS_SHARE: Final = 0.6
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.85
 """The same for reliefs, full figures included; latencies come after."""
-_PACKING_S: Final = 4.0
-"""For latencies in full, golden vectors and the bundle."""
+_PACKING_SHARE: Final = 0.07
+"""Of the search time: for latencies in full, golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
 """What ranking the nodes for the report takes, as a rule."""
 _SMALL: Final = 30
@@ -300,7 +300,8 @@ class _Build:
         profiles = self._plan.profiles
         screen = bench.screen(baseline, options)
         now = time.monotonic()
-        left_s = self._ends - now - bench.held_out_s - _PACKING_S
+        left_s = self._ends - now - bench.held_out_s
+        left_s -= self._request.search_time_s * _PACKING_SHARE
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
         return Search(
             plan.recipes,

@@ -23,6 +23,8 @@ __all__ = ["Bounds", "NothingFits", "choose", "is_tolerable"]
 _EQUAL: Final = 1e-3
 """Metrics nearer than this are one: what a table of three digits shows."""
 _ROUNDING: Final = 1e-12
+_INTERVAL: Final = 1.96
+"""Standard errors from a value to either end of its interval of 95%."""
 _ABOUT_A_SIZE: Final = 1.25
 _SAME_SIZE: Final = 0.01
 """Names and padding make one file larger than another by about so much."""
@@ -94,8 +96,12 @@ def is_tolerable(
     if baseline is None or score is None:
         return True
     drop = baseline.value - score.value
+    if not margin:
+        return drop <= max_drop + _ROUNDING
     error = math.sqrt(drop * (1 - drop) / score.rows) if 0 < drop < 1 else 0.0
-    return drop + (min(max_drop / 2, error) if margin else 0.0) <= max_drop + _ROUNDING
+    if score.low is not None:  # what is no share of samples is often known far better
+        error = min(error, (score.value - score.low) / _INTERVAL)
+    return drop + min(max_drop / 2, error) <= max_drop + _ROUNDING
 
 
 def _judge(

@@ -6,6 +6,7 @@ wrong with one is its reason for losing, never the build's. Nothing is made twic
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import threading
@@ -126,6 +127,9 @@ class Kitchen:
         self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
         self._moments: dict[Base, Path] = {}
         self._made: dict[tuple[str, Tuning], Variant] = {}
+        self._numbers = itertools.count()
+        self._studying = threading.RLock()
+        """What several variants start from is made once."""
         self._studied: tuple[str, ...] = ()
         self._noise: dict[RuntimeKind, tuple[NodeNoise, ...]] = {}
         self._layers: dict[RuntimeKind, tuple[str, ...]] = {}
@@ -144,29 +148,31 @@ class Kitchen:
             self._made[key] = self._make(recipe, tuning)
         return self._made[key]
 
-    def make_all(self, recipes: Iterable[Recipe]) -> None:
+    def make_all(self, wanted: Iterable[tuple[Recipe, Tuning]]) -> None:
         """Make several at a time, so that `make` has them."""
         with ThreadPoolExecutor(_MAKERS) as pool:
-            list(pool.map(self.make, recipes))
+            list(pool.map(lambda pair: self.make(*pair), dict.fromkeys(wanted)))
 
     def base(self, base: Base) -> Path | None:
         """The float model to start from; None where rewriting it does not help."""
-        if base not in self._bases:
-            self._bases[base] = self._rewritten(base)
-        return self._bases[base]
+        with self._studying:
+            if base not in self._bases:
+                self._bases[base] = self._rewritten(base)
+            return self._bases[base]
 
     def _calibration_of(self, base: Base, path: Path) -> Calibration:
         """Ranges of a rewritten model, estimated when first asked for."""
-        if base not in self._calibrations:
-            self._calibrations[base] = calibrate(
-                self.material,
-                self._estimators,
-                scratch=self._scratch,
-                progress=self._progress,
-                model=path,
-                most_s=self._calibration_s,
-            )
-        return self._calibrations[base]
+        with self._studying:
+            if base not in self._calibrations:
+                self._calibrations[base] = calibrate(
+                    self.material,
+                    self._estimators,
+                    scratch=self._scratch,
+                    progress=self._progress,
+                    model=path,
+                    most_s=self._calibration_s,
+                )
+            return self._calibrations[base]
 
     def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
         """A few of the samples that variants are made with."""
@@ -221,7 +227,7 @@ class Kitchen:
         kind = recipe.needs.runtime
         if recipe.id == BASELINE:
             return Variant(recipe=recipe, path=source.path, kind=source.kind)
-        name = f"{recipe.id.replace('/', '_')}-{len(self._made)}"
+        name = f"{recipe.id.replace('/', '_')}-{next(self._numbers)}"
         out = self._scratch / f"{name}{_SUFFIXES[kind]}"
         failed = partial(Variant, recipe=recipe, kind=kind, tuning=tuning, path=out)
         start, why = self._start(recipe, tuning)
@@ -363,18 +369,19 @@ class Kitchen:
 
         Errors: `Refused`.
         """
-        if base not in self._moments:
-            path = self._scratch / f"moments-{base.value}.npz"
-            arguments = {
-                "model": str(model),
-                "out": str(path),
-                "samples": self._samples(),
-                "threads": self._threads,
-            }
-            with self._progress.stage("observing what layers read", None):
-                self._run("observing what layers read", f"{_STUDIES}:moments", arguments)
-            self._moments[base] = path
-        return self._moments[base]
+        with self._studying:
+            if base not in self._moments:
+                path = self._scratch / f"moments-{base.value}.npz"
+                arguments = {
+                    "model": str(model),
+                    "out": str(path),
+                    "samples": self._samples(),
+                    "threads": self._threads,
+                }
+                with self._progress.stage("observing what layers read", None):
+                    self._run("observing what layers read", f"{_STUDIES}:moments", arguments)
+                self._moments[base] = path
+            return self._moments[base]
 
 
 def make(

@@ -6,6 +6,7 @@ kept within `_KEPT_BYTES`. Figures are good for leaving variants out, not for ch
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,18 +82,20 @@ class Screen:
         self._baseline, self._metric, self._options = baseline, metric, options
         self._kept: list[tuple[Sample, Outputs]] = []
         self._trials: dict[tuple[str, object], Trial] = {}
-        spent_s, kept_bytes = 0.0, 0
+        spent: list[float] = []
+        kept_bytes = 0
         began = time.perf_counter()
         for sample, outputs in truths.along(islice(samples, SCREENED)):
-            spent_s += time.perf_counter() - began
+            spent.append(time.perf_counter() - began)
             kept_bytes += sum(array.nbytes for array in sample.feeds.values())
             self._kept.append((sample, outputs))
-            enough = len(self._kept) >= _LEAST and spent_s > _BASELINE_S
+            enough = len(self._kept) >= _LEAST and sum(spent) > _BASELINE_S
             if enough or kept_bytes > _KEPT_BYTES:
                 break
             began = time.perf_counter()
-        self.sample_s = spent_s / max(1, len(self._kept))
-        """Seconds for reading a sample and running the baseline on it; less if it had been run."""
+        self.sample_s = statistics.median(spent) if spent else 0.0
+        """Seconds for reading a sample and running the baseline on it: the first opens a session,
+        and others may have met something else."""
 
     @property
     def feeds(self) -> list[Tensors]:

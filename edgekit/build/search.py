@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -129,7 +129,7 @@ class Search:
     def _explore(self) -> None:
         self._try(self._recipes[0])
         if self._is_asked:
-            self._kitchen.make_all(self._recipes)
+            self._kitchen.make_all((recipe, UNTUNED) for recipe in self._recipes)
             for recipe in self._recipes[1:]:
                 self._try(recipe)
         else:
@@ -140,7 +140,7 @@ class Search:
                 if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
                     self._try_all(self._variations(parent))
         tuned: set[str] = set()
-        for trial in self._best(self._trials.values()):
+        for trial in self._promising():
             family = trial.variant.recipe.family
             if family in tuned or not trial.variant.recipe.knobs:
                 continue
@@ -183,7 +183,7 @@ class Search:
         pending = list(recipes)
         while pending and not self._is_over():
             batch, pending = pending[:_MADE_TOGETHER], pending[_MADE_TOGETHER:]
-            self._kitchen.make_all(batch)
+            self._kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:
                 self._try(recipe)
 
@@ -256,28 +256,68 @@ class Search:
             key=self.key,
         )
 
+    def _promising(self) -> list[Trial]:
+        """The best, but where size counts the families that go on to the fewest bits first."""
+        best = self._best(self._trials.values())
+        if not self._by_size:
+            return best
+        return sorted(
+            best,
+            key=lambda trial: min(
+                recipe.bits for recipe in (trial.variant.recipe, *self._variations(trial))
+            ),
+        )
+
     def _tune(self, trial: Trial) -> None:
-        """Turn one knob after the other, and keep what gains."""
+        """Turn one knob after the other, and keep what gains.
+
+        Variants are made ahead, in twos, as if each knob will gain: the other core has nothing
+        better to do.
+        """
         best, knobs = trial, trial.variant.recipe.knobs
-        for knob in _QUALITY:
-            if knob in knobs:
-                best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        quality = [knob for knob in _QUALITY if knob in knobs]
+        for at, knob in enumerate(quality):
+            following = [k.value for k in quality[at : at + _MADE_TOGETHER]]
+            ahead = [dict.fromkeys(following[: n + 1], True) for n in range(len(following))]
+            self._make_ahead(best, ahead)
+            best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
         needs = trial.variant.recipe.needs
         has_ends = needs.estimator is not None or needs.samples
         if Knob.SPARED in knobs and has_ends and not self._by_size:
             best = self._spare_ends(best)
-        for recipe in self._variations(trial):
-            if not self._is_over():
-                best = self._better(best, self._try(recipe, best.variant.tuning))
+        variations = self._variations(trial)
+        while variations and not self._is_over():
+            batch, variations = variations[:_MADE_TOGETHER], variations[_MADE_TOGETHER:]
+            tuning = best.variant.tuning
+            self._kitchen.make_all((recipe, recipe.heeded(tuning)) for recipe in batch)
+            for recipe in batch:
+                best = self._better(best, self._try(recipe, tuning))
         if Knob.WIDE in knobs and not self._by_size:
             self._better(best, self._turned(best, wide=True))
 
     def _variations(self, trial: Trial) -> list[Recipe]:
-        """Recipes that vary a trial's, or what it varies itself."""
+        """Recipes that vary a trial's, or what it varies itself; those of more bits, which lose
+        less, first."""
         recipe = trial.variant.recipe
         parent = recipe.varies or recipe.id
-        return [r for r in self._recipes if r is not recipe and parent in (r.id, r.varies)]
+        found = [r for r in self._recipes if r is not recipe and parent in (r.id, r.varies)]
+        return sorted(found, key=lambda recipe: -recipe.bits)
+
+    def _make_ahead(self, trial: Trial, changes: Sequence[Mapping[str, object]]) -> None:
+        """Make what will probably be asked for next, in twos."""
+        if self._is_over():
+            return
+        recipe = trial.variant.recipe
+        tunings = [
+            recipe.heeded(msgspec.structs.replace(trial.variant.tuning, **changed))
+            for changed in changes
+        ]
+        self._kitchen.make_all(
+            (recipe, tuning)
+            for tuning in tunings
+            if self._kitchen.base(Base.of(tuning)) is not None
+        )
 
     def _turned(
         self, trial: Trial, *, like: Trial | None = None, **changed: object
@@ -303,9 +343,12 @@ class Search:
         """Keep the first few nodes, and the last, in the wider format, where that gains."""
         names = self._kitchen.layers(best.variant.kind)
         start = best
-        for count in _ENDS:
+        for at, count in enumerate(_ENDS):
             if count >= len(names) / 2:
                 break
+            if at % _MADE_TOGETHER == 0:
+                counts = _ENDS[at : at + _MADE_TOGETHER]
+                self._make_ahead(start, [{"spared": tuple(sorted(names[:n]))} for n in counts])
             other = self._turned(start, spared=tuple(sorted(names[:count])))
             if other is None or other.failure or other.ratio > best.ratio + 3 * _FASTER:
                 break

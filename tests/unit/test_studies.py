@@ -182,7 +182,7 @@ def test_model_that_stays_at_an_old_opset_is_built_unranked(tmp_path: Path) -> N
     data = write_data(tmp_path / "d.npz", 20, x=(3, WIDTH))
     made = build(
         request(
-            path, tmp_path / "out", recipes=("int16x8",), calibration=str(data), search_time_s=12.0
+            path, tmp_path / "out", recipes=("int16x8",), calibration=str(data), search_time_s=30.0
         )
     )
     (built,) = made.built

@@ -31,6 +31,7 @@ RECIPES: Final = (
         needs=Needs(weighted=frozenset(WEIGHTED_INPUTS), nested=True),
         make=_stored,
         output_step=_STEP,
+        bits=16,
     ),
     Recipe(
         id="float16/arithmetic",

@@ -33,6 +33,7 @@ RECIPES: Final = (
         ),
         make=_make,
         output_step=1 / 255,
+        bits=8,
         knobs=frozenset({Knob.SPARED}),
         varies="int8-weights/per-channel",
     ),

@@ -65,6 +65,7 @@ def _recipe(
         ),
         make=_make(granularity, reduced, storage),
         output_step=1 / 255,
+        bits=(storage.bits + storage.table_bits) / 2,
         knobs=_KNOBS,
         varies=None if varies is None else varies + suffix,
     )

@@ -64,6 +64,7 @@ def _recipe(name: str, title: str, scheme: Scheme, *, varies: str | None = None)
             samples=scheme.kind is Kind.STATIC,
         ),
         make=_quantized(scheme),
+        bits=scheme.weight_bits,
         output_step=_HALF_STEP if halves else 1 / (2 ** min(scheme.weight_bits, 8) - 1),
         knobs=frozenset() if halves else frozenset({Knob.SPARED}),
         varies=varies,

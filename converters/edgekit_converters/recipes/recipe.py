@@ -106,6 +106,8 @@ class Recipe:
     """Write the variant. Errors: anything; it then loses with that reason."""
     output_step: float
     """One step of the output's number format, as a part of the output's range: 1/255 for 8 bits."""
+    bits: float = 32
+    """Of a weight in the file, about: where size counts, recipes of fewer are looked for."""
     converts: bool = False
     """Makes a float model for its runtime of one for another, as exact as that. Where the given
     model is of the runtime itself, there is nothing to convert."""

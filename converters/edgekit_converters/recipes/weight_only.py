@@ -67,6 +67,7 @@ def _in_blocks(name: str, products: Products) -> Recipe:
         ),
         make=_make(products),
         output_step=1 / (2 ** min(products.bits, 8) - 1),
+        bits=products.bits,
         knobs=_KNOBS,
         varies=None if name == simplest else simplest,
     )
@@ -79,6 +80,7 @@ RECIPES: Final = (
         needs=Needs(weighted=frozenset(WEIGHTED_INPUTS), nested=True, min_opset=_MIN_OPSET),
         make=_make(None),
         output_step=1 / 255,
+        bits=8,
         knobs=_KNOBS,
     ),
     *(_in_blocks(name, products) for name, products in _BLOCKS.items()),
