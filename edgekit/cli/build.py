@@ -38,7 +38,7 @@ __all__ = ["build"]
 @click.option("--recipe", "recipes", multiple=True, metavar="PATTERN",
               help="Try only these recipes, such as 'int8-static/*'.")  # fmt: skip
 @click.option("--search-time", "search_time_s", type=float, metavar="SECONDS",
-              help="About how long the search may take; default: 60.")  # fmt: skip
+              help="About how long a build may take; default: 60.")  # fmt: skip
 @click.option("--name", help="Name of the model; default: that of its file.")
 @click.option("--version", help="Default: 1.0.0.")
 @click.option("--key", metavar="FILE", help="Private key to sign with.")
