@@ -39,6 +39,7 @@ from edgekit.build.data import open_data
 from edgekit.build.host import read_host
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric, Score
+from edgekit.build.model_file import ModelFile
 from edgekit.build.report import Candidate, Latency, Outcome, Report
 from edgekit.build.samples import Sample
 from edgekit.build.split import Split
@@ -235,21 +236,21 @@ def compared(real: RealModel, report: Report, made: list[peers.Made]) -> tuple[W
         return split.held_out(samples) if split.holds_out else samples
 
     paths = {_FLOAT: real.model, **{m.way: m.path for m in made if m.failure is None}}
-    scores = _scores(paths, kind, Metric(name=report.metric), held_out)
+    models = {name: ModelFile(path=path, kind=kind) for name, path in paths.items()}
+    scores = _scores(models, Metric(name=report.metric), held_out)
     failures = {m.way: m.failure for m in made} | {n: a.failure for n, a in scores.items()}
-    sound = {name: path for name, path in paths.items() if failures[name] is None}
+    sound = {name: model for name, model in models.items() if failures[name] is None}
     latencies = measure_latencies(
         sound,
-        baseline=real.model,
-        kind=kind,
-        options=SessionOptions(threads=1),
+        baseline=models[_FLOAT],
+        options={kind: SessionOptions(threads=1)},
         feeds=[sample.feeds for sample in islice(held_out(), 4)],
         budget_s=_LATENCY_S,
     )
     labelled: dict[str, Accuracy] = {}
     if real.labelled is not None:
         photographs = open_data(str(real.labelled))
-        labelled = _scores(sound, kind, Metric(name="top1"), lambda: photographs.samples(inputs))
+        labelled = _scores(sound, Metric(name="top1"), lambda: photographs.samples(inputs))
     seconds = {m.way: m.seconds for m in made}
     return tuple(
         Way(
@@ -266,17 +267,15 @@ def compared(real: RealModel, report: Report, made: list[peers.Made]) -> tuple[W
 
 
 def _scores(
-    paths: Mapping[str, Path],
-    kind: RuntimeKind,
+    models: Mapping[str, ModelFile],
     metric: Metric,
     samples: Callable[[], Iterator[Sample]],
 ) -> dict[str, Accuracy]:
     return measure_accuracy(
-        paths,
-        kind=kind,
+        models,
         metric=metric,
         samples=samples,
-        truths=Truths(paths[_FLOAT], kind),
+        truths=Truths(models[_FLOAT]),
         advance=lambda steps: None,
     )
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,31 +24,31 @@ def need(program: str) -> str:
     """The path of a program. Where it is missing the test is skipped, or fails under CI=true."""
     found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if found is None:
-        _missing(f"{program} is not installed: {_INSTALL.get(program, f'install {program}')}")
-    assert found is not None
+        missing(f"{program} is not installed: {_INSTALL.get(program, f'install {program}')}")
     return found
 
 
 def need_package(module: str, *, install: str) -> None:
     """Demand an importable module; `install` is the pip requirement that brings it."""
     if importlib.util.find_spec(module) is None:
-        _missing(f"{module} is not installed: pip install {install}")
+        missing(f"{module} is not installed: pip install {install}")
 
 
 def need_path(path: Path, *, install: str) -> None:
     """Demand a file or directory; `install` says what brings it."""
     if not path.exists():
-        _missing(f"{path} is not there: {install}")
+        missing(f"{path} is not there: {install}")
 
 
 def need_command(*command: str, install: str) -> None:
     """Demand that a command works here; `install` says what makes it so."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
-        _missing(f"{command[0]} does not work here ({done.stderr.strip()}): {install}")
+        missing(f"{command[0]} does not work here ({done.stderr.strip()}): {install}")
 
 
-def _missing(sentence: str) -> None:
+def missing(sentence: str) -> NoReturn:
+    """Skip, or fail under CI=true."""
     if os.environ.get("CI") == "true":
         pytest.fail(sentence)
     pytest.skip(sentence)

@@ -46,7 +46,7 @@ _BITS: Final[Mapping[int, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """An ONNX model as a plan sees it; a model of another runtime has only its size."""
+    """A model as a plan sees it. Of a LiteRT model, operators are as LiteRT names them."""
 
     size_bytes: int
     """With the data beside the file."""
@@ -55,7 +55,8 @@ class ModelFacts:
     operators: Mapping[str, int] = field(default_factory=dict)
     """All operators, subgraphs included, and how often each occurs."""
     weighted: Mapping[str, int] = field(default_factory=dict)
-    """Operators of the outermost graph that hold float32 weights, and how often."""
+    """Operators of the outermost graph that hold float32 weights, and how often; ONNX's names,
+    for a LiteRT model those of their like."""
     nested_weighted: Mapping[str, int] = field(default_factory=dict)
     """The same inside subgraphs (If, Loop, Scan)."""
     parameters: int = 0

@@ -12,19 +12,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
 
 from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
+from edgekit.build.model_file import ModelFile
 from edgekit.build.report import ErrorSample, Score
 from edgekit.build.samples import FEEDS_DIGEST, DataChanged, Sample
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
-from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external
-from edgekit_runtime.session import Session, SessionOptions, open_session
+from edgekit_runtime.session import Session, SessionOptions
 
 __all__ = ["Accuracy", "Contestant", "Truths", "groups", "measure_accuracy"]
 
@@ -60,9 +59,8 @@ class Contestant:
     def __init__(
         self,
         name: str,
-        path: Path,
+        model: ModelFile,
         *,
-        kind: RuntimeKind,
         options: SessionOptions,
         metric: Metric,
         echoes: bool = False,
@@ -79,7 +77,7 @@ class Contestant:
         if echoes:
             return
         try:
-            self.session = open_session(kind, path, options)
+            self.session = model.open(options)
         except Refused as error:
             self.failure = str(error).rstrip(".")
             return
@@ -274,8 +272,8 @@ def _wrong(got: Outputs, baseline: Outputs, open_axes: Mapping[str, frozenset[in
 class Truths:
     """The baseline's outputs for a series of samples, kept as far as `_KEPT_BYTES` go."""
 
-    def __init__(self, baseline: Path, kind: RuntimeKind) -> None:
-        self._baseline, self._kind = baseline, kind
+    def __init__(self, baseline: ModelFile) -> None:
+        self._baseline = baseline
         self._kept: list[Outputs] = []
         self._kept_bytes = 0
         self._digests: list[bytes] = []
@@ -285,8 +283,8 @@ class Truths:
         """What tells the feeds of each sample from others, see `Sample.digest`."""
         return frozenset(digest[:FEEDS_DIGEST] for digest in self._digests)
 
-    def is_of(self, path: Path) -> bool:
-        return path == self._baseline
+    def is_of(self, model: ModelFile) -> bool:
+        return model == self._baseline
 
     def along(
         self, samples: Iterable[Sample], *, threads: int | None = None
@@ -307,9 +305,7 @@ class Truths:
             if index < len(self._kept):
                 yield sample, self._kept[index]
                 continue
-            session = session or open_session(
-                self._kind, self._baseline, SessionOptions(threads=threads or _cores())
-            )
+            session = session or self._baseline.open(SessionOptions(threads=threads or _cores()))
             outputs = _run(session, sample)
             self._kept_bytes += sum(array.nbytes for array in outputs.values())
             if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
@@ -320,9 +316,8 @@ class Truths:
 
 
 def measure_accuracy(
-    variants: Mapping[str, Path],
+    variants: Mapping[str, ModelFile],
     *,
-    kind: RuntimeKind,
     metric: Metric,
     samples: Callable[[], Iterable[Sample]],
     truths: Truths,
@@ -341,7 +336,6 @@ def measure_accuracy(
             Contestant(
                 name,
                 variants[name],
-                kind=kind,
                 options=options,
                 metric=metric,
                 echoes=truths.is_of(variants[name]),
@@ -380,12 +374,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def groups(variants: Mapping[str, Path]) -> list[list[str]]:
+def groups(variants: Mapping[str, ModelFile]) -> list[list[str]]:
     """Variants that are open together: as many as `_GROUP_BYTES` of model files allow."""
     grouped: list[list[str]] = []
     used = 0
-    for name, path in variants.items():
-        size = external.size_bytes(path)
+    for name, model in variants.items():
+        size = external.size_bytes(model.path)
         if not grouped or used + size > _GROUP_BYTES:
             grouped.append([])
             used = 0

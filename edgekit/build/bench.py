@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -18,13 +17,13 @@ from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric
+from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.progress import Progress
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit.build.screen import SCREENED, Screen
 from edgekit.build.split import Split
-from edgekit_contract.profile import RuntimeKind
-from edgekit_runtime.session import SessionOptions, Tensors
+from edgekit_runtime.session import Tensors
 
 __all__ = ["Bench"]
 
@@ -43,22 +42,21 @@ class Bench:
     def __init__(
         self,
         *,
-        kind: RuntimeKind,
-        baseline: Path,
+        truth: ModelFile,
         metric: Metric,
         samples: Callable[[], Iterable[Sample]],
         count: int,
         progress: Progress,
     ) -> None:
-        """`count` is how many samples there are."""
-        self.kind, self.baseline, self.metric = kind, baseline, metric
+        """`truth` is the model as it was given, `count` how many samples there are."""
+        self.truth, self.metric = truth, metric
         self._split = Split(samples=count)
         self._series, self._progress = samples, progress
         self._most: int | None = None
         self._sample_s = 0.0
-        self._truths = {part: Truths(baseline, kind) for part in (0, 1)}
+        self._truths = {part: Truths(truth) for part in (0, 1)}
         self._accuracies: dict[tuple[str, int], Accuracy] = {}
-        self._latencies: dict[tuple[str, int], Latency] = {}
+        self._latencies: dict[tuple[object, ...], Latency] = {}
         self._feeds: list[Tensors] = []
 
     @property
@@ -104,15 +102,14 @@ class Bench:
         """What tells the feeds of what was held out from others, once it was run."""
         return self._truths[1].seen
 
-    def screen(self, threads: int) -> Screen:
+    def screen(self, baseline: Variant, options: Options) -> Screen:
         """Quick figures, on a few samples from all over the selection."""
         screen = Screen(
             self._spread(SCREENED),
-            truths=Truths(self.baseline, self.kind),
-            baseline=self.baseline,
-            kind=self.kind,
+            truths=Truths(self.truth),
+            baseline=baseline.model,
             metric=self.metric,
-            options=SessionOptions(threads=threads),
+            options=options,
         )
         self._sample_s = screen.sample_s
         if self._most is None:
@@ -141,12 +138,11 @@ class Bench:
         count: int,
         title: str,
     ) -> dict[str, Accuracy]:
-        wanted = {v.title: v.path for v in variants if (v.title, part) not in self._accuracies}
+        wanted = {v.title: v.model for v in variants if (v.title, part) not in self._accuracies}
         if wanted:
             with self._progress.stage(title, count) as advance:
                 found = measure_accuracy(
                     wanted,
-                    kind=self.kind,
                     metric=self.metric,
                     samples=samples,
                     truths=self._truths[part],
@@ -156,28 +152,35 @@ class Bench:
         return {v.title: self._accuracies[v.title, part] for v in variants}
 
     def latencies(
-        self, variants: Sequence[Variant], threads: int, *, budget_s: float
+        self, variants: Sequence[Variant], baseline: Variant, options: Options, *, budget_s: float
     ) -> dict[str, Latency]:
         """Latency of each variant against the baseline, by title; about `budget_s` at most."""
         if not self._feeds:
             self._feeds = [s.feeds for s in islice(self.selection(), _LATENCY_FEEDS)]
-        wanted = {v.title: v.path for v in variants if (v.title, threads) not in self._latencies}
-        title = f"measuring latency, {threads} thread{'s' if threads > 1 else ''}"
-        with self._progress.stage(title, None):
+        keys = {
+            v.title: (v.title, baseline.title, options.get(v.kind), options.get(baseline.kind))
+            for v in variants
+        }
+        wanted = {v.title: v.model for v in variants if keys[v.title] not in self._latencies}
+        with self._progress.stage(f"measuring latency, {_told(variants, options)}", None):
             found = measure_latencies(
                 wanted,
-                baseline=self.baseline,
-                kind=self.kind,
-                options=SessionOptions(threads=threads),
+                baseline=baseline.model,
+                options=options,
                 feeds=self._feeds,
                 budget_s=min(_LATENCY_S * len(wanted), budget_s),
                 clock=time.perf_counter,
             )
         for name, latency in found.items():
-            itself = wanted[name] == self.baseline
-            self._latencies[name, threads] = (
+            self._latencies[keys[name]] = (
                 msgspec.structs.replace(latency, ratio=1.0, low=1.0, high=1.0)
-                if itself
+                if name == baseline.title
                 else latency
             )
-        return {v.title: self._latencies[v.title, threads] for v in variants}
+        return {title: self._latencies[key] for title, key in keys.items()}
+
+
+def _told(variants: Sequence[Variant], options: Options) -> str:
+    """Such as "2 threads"."""
+    counts = sorted({options[v.kind].threads for v in variants if v.kind in options})
+    return f"{' or '.join(map(str, counts))} thread{'s' if counts != [1] else ''}"

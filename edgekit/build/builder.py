@@ -19,9 +19,10 @@ from edgekit.build.contest import Contest, Verdict
 from edgekit.build.data import Data, open_data
 from edgekit.build.host import Host, read_host
 from edgekit.build.kitchen import Kitchen, Variant
-from edgekit.build.material import Material, gather, model_card
+from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
+from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Progress, Silent, Stopwatch
@@ -30,13 +31,15 @@ from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Deadlines, Search
+from edgekit.build.tools import missing_tools
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
+from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Provenance
 from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
-from edgekit_converters import isolation
+from edgekit_converters import environments, external, isolation
 from edgekit_converters.calibration.estimators import Estimator
-from edgekit_converters.facts import read_facts, weight_bytes
+from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
 from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.recipes.recipe import Recipe
@@ -49,6 +52,7 @@ __all__ = ["BuildResult", "Built", "build"]
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.25
 """Of the search time, at most."""
+_LITERT: Final = RuntimeKind.LITERT
 _TRIALS_SHARE: Final = 0.6
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.85
@@ -116,6 +120,7 @@ def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
             patterns=request.recipes,
             has_data=material.data is not None,
             host_saturates=read_host().int8_saturates,
+            missing=missing_tools(source.kind, request, watch),
         )
         if request.dry_run:
             return BuildResult(plan=plan, built=())
@@ -159,7 +164,7 @@ class _Build:
         began: float,
     ) -> None:
         self._request, self._plan, self._material = request, plan, material
-        self._scratch, self._watch = scratch, watch
+        self._scratch, self._watch, self._workshop = scratch, watch, workshop
         self._ends = began + request.search_time_s
         self._kitchen = Kitchen(
             material,
@@ -175,7 +180,8 @@ class _Build:
     def _ranking_estimators(self) -> tuple[Estimator, ...]:
         """Without a recipe that needs ranges nodes are ranked by them, where there can be any."""
         weighted = self._material.normalized_facts.weighted.keys()
-        return (Estimator.MINMAX,) if weighted & STATIC_OPERATORS else ()
+        runs_onnx = any(r.needs.runtime is _ONNX for r in self._plan.recipes[1:])
+        return (Estimator.MINMAX,) if runs_onnx and weighted & STATIC_OPERATORS else ()
 
     def execute(self) -> tuple[Built, ...]:
         source, request = self._material.source, self._request
@@ -186,8 +192,7 @@ class _Build:
             options=request.metric_options,
         )
         bench = Bench(
-            kind=source.kind,
-            baseline=source.path,
+            truth=ModelFile(path=source.path, kind=source.kind),
             metric=metric,
             samples=self._material.samples,
             count=self._material.count,
@@ -206,10 +211,13 @@ class _Build:
 
     def _decide(self, plan: ProfilePlan, bench: Bench) -> tuple[Report, Contents]:
         request, profile, host = self._request, plan.profile, read_host()
-        threads = plan.runtime.threads
         # more threads than this machine has cores would measure the scheduler
-        measured_threads = min(threads, host.cores)
-        on_target = host.is_of(profile.cpu) and measured_threads == threads
+        options = {
+            r.kind: SessionOptions(threads=min(r.threads, host.cores)) for r in plan.runtimes
+        }
+        on_target = host.is_of(profile.cpu) and all(
+            options[r.kind].threads == r.threads for r in plan.runtimes
+        )
         bounds = Bounds(
             max_drop=request.max_drop,
             max_ms=request.max_ms,
@@ -219,33 +227,36 @@ class _Build:
         contest = Contest(
             plan=plan,
             bench=bench,
-            threads=measured_threads,
+            options=options,
             objective=request.objective,
             bounds=bounds,
             on_target=on_target,
             search_time_s=request.search_time_s / len(self._plan.profiles),
         )
         verdict = contest.hold(
-            self._search(plan, bench, bounds, threads=measured_threads, on_target=on_target)
+            self._search(plan, bench, bounds, options=options, on_target=on_target)
         )
         variant = verdict.winner
+        runtime = plan.runtime(variant.kind)
         golden = self._golden_of(variant, plan)
         peak = peak_ram_bytes(
-            variant.path, plan.runtime.kind, feeds=self._material.feeds, threads=threads
+            variant.path, variant.kind, feeds=self._material.feeds, threads=runtime.threads
         )
         report = Report(
             name=request.name,
             version=request.version,
             profile=profile.name,
-            runtime=f"{plan.runtime.kind.value} {plan.runtime.version}",
-            threads=threads,
-            measured_threads=measured_threads,
+            runtime=f"{runtime.kind.value} {runtime.version}",
+            threads=runtime.threads,
+            measured_threads=options[runtime.kind].threads,
             objective=request.objective,
             metric=bench.metric.name,
             max_drop=request.max_drop,
             measured_on=host.title,
             on_target=on_target,
-            calibration_samples=self._kitchen.calibration.samples,
+            calibration_samples=max(
+                self._kitchen.calibration.samples, self._kitchen.sampled.samples
+            ),
             validation_samples=bench.looked_at,
             chosen=variant.title,
             candidates=verdict.candidates,
@@ -258,16 +269,36 @@ class _Build:
             sensitivity=verdict.sensitivity,
             errors=_named(verdict.accuracy.errors, request.labels),
             model=model_card(self._material),
-            sizes=weight_bytes(variant.path) if plan.runtime.kind is _ONNX else {},
+            sizes=self._sizes_of(variant),
             seconds=dict(self._watch.seconds),
         )
         return report, self._contents(plan, variant, golden, report)
 
+    def _sizes_of(self, variant: Variant) -> dict[str, int]:
+        """Bytes of its weights by number format."""
+        if variant.kind is _ONNX:
+            return weight_bytes(variant.path)
+        found = read_litert(variant.path, self._workshop.run)
+        return found.sizes if found is not None else {}
+
     def _search(
-        self, plan: ProfilePlan, bench: Bench, bounds: Bounds, *, threads: int, on_target: bool
+        self,
+        plan: ProfilePlan,
+        bench: Bench,
+        bounds: Bounds,
+        *,
+        options: Options,
+        on_target: bool,
     ) -> Search:
+        baseline = self._kitchen.make(plan.recipes[0])
+        if baseline.failure is not None:
+            raise Refused(
+                f"{self._request.model.name} cannot be converted for {plan.runtimes[0].kind.value} "
+                f"({baseline.failure}): choose a profile with {self._material.source.kind.value}, "
+                "or change the model."
+            )
         profiles = self._plan.profiles
-        screen = bench.screen(threads)
+        screen = bench.screen(baseline, options)
         now = time.monotonic()
         left_s = self._ends - now - bench.held_out_s - _PACKING_S
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
@@ -288,14 +319,14 @@ class _Build:
         )
 
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
-        threads = plan.runtime.threads
-        key = (variant.title, threads)
+        runtime = plan.runtime(variant.kind)
+        key = (variant.title, runtime.threads)
         if key not in self._golden:
             with self._watch.stage("choosing golden vectors", None):
                 self._golden[key] = choose_vectors(
                     variant.path,
-                    plan.runtime.kind,
-                    options=SessionOptions(threads=threads),
+                    variant.kind,
+                    options=SessionOptions(threads=runtime.threads),
                     samples=self._material.samples,
                     output_step=variant.recipe.output_step,
                     source=self._material.data_source,
@@ -353,14 +384,17 @@ class _Build:
         self, plan: ProfilePlan, variant: Variant, golden: GoldenSet, report: Report
     ) -> Contents:
         request, source = self._request, self._material.source
-        is_onnx = plan.runtime.kind is RuntimeKind.ONNXRUNTIME
-        facts = read_facts(variant.path) if is_onnx else self._material.given_facts
-        needs_ranges = variant.recipe.needs.estimator is not None
+        runtime = plan.runtime(variant.kind)
+        size = external.size_bytes(variant.path)
+        facts = read_facts(variant.path) if variant.kind is _ONNX else ModelFacts(size_bytes=size)
+        needs, kitchen = variant.recipe.needs, self._kitchen
+        ranges = kitchen.sampled if needs.samples else kitchen.calibration
+        needs_ranges = needs.samples or needs.estimator is not None
         return Contents(
             name=request.name,
             version=request.version,
             profile=plan.profile,
-            runtime=plan.runtime,
+            runtime=runtime,
             model=variant.path,
             signature=source.signature,
             golden=golden.golden,
@@ -369,7 +403,7 @@ class _Build:
             preprocess=request.preprocess,
             postprocess=request.postprocess,
             report=report_bytes(report),
-            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts),
+            min_runtime_version=min_runtime_version(runtime, variant.recipe, facts),
             features=_relied_on(variant.recipe, plan.profile),
             ir=facts.ir,
             opset=facts.opset,
@@ -378,16 +412,18 @@ class _Build:
                 source_name=source.origin.name,
                 source_sha256=source.sha256,
                 recipe=variant.title,
-                calibration_sha256=self._kitchen.calibration.sha256 if needs_ranges else None,
+                calibration_sha256=ranges.sha256 if needs_ranges else None,
                 git_commit=git_commit(source.origin),
-                tools=tool_versions(),
+                tools=tool_versions(
+                    environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
+                ),
             ),
         )
 
 
 def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[str]:
     """What building on this machine, and not on a device of the profile, means for the figures."""
-    said, profile, threads = [], plan.profile, plan.runtime.threads
+    said, profile, threads = [], plan.profile, max(r.threads for r in plan.runtimes)
     if (why := host.difference(profile.cpu)) is not None:
         said.append(f"Latency was measured on HOST ({host.title}), not on {profile.name}: {why}.")
     if host.cores < threads:

@@ -16,6 +16,7 @@ from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds, choose, is_tolerable
 from edgekit.build.kitchen import Variant
+from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
 from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
@@ -50,7 +51,8 @@ class Verdict:
 class Contest:
     plan: ProfilePlan
     bench: Bench
-    threads: int
+    options: Options
+    """How this machine runs the profile's runtimes."""
     objective: Objective
     bounds: Bounds
     on_target: bool
@@ -68,7 +70,10 @@ class Contest:
         accuracies = self._accuracies(ranked)
         worth = [t.variant for t in ranked if self._is_worth(accuracies, baseline, t)]
         latencies = self.bench.latencies(
-            worth, self.threads, budget_s=self.search_time_s * _LATENCY_SHARE
+            worth,
+            baseline.variant,
+            self.options,
+            budget_s=self.search_time_s * _LATENCY_SHARE,
         )
         judged = choose(
             [_full(t, accuracies[t.title], latencies.get(t.title)) for t in ranked],
@@ -196,5 +201,5 @@ def _sensitivity(search: Search, winner: Variant) -> tuple[NodeSensitivity, ...]
             spared=noise.node in winner.tuning.spared,
             parameters=noise.parameters,
         )
-        for noise in search.sensitivity()
+        for noise in search.sensitivity(winner.kind)
     )

@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+import onnx
 
-from edgekit.build.material import Material
+from edgekit.build.material import Material, read_litert
+from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Progress
 from edgekit.build.ranges import Calibration, calibrate
+from edgekit.build.samples import Digest
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
-from edgekit_converters.quantization.sensitivity import NodeNoise
-from edgekit_converters.recipes import BASELINE, find_recipe
+from edgekit_converters.litert.conversion import check_signature
+from edgekit_converters.proof import Signature, Trial
+from edgekit_converters.quantization.selection import weighted_names
+from edgekit_converters.quantization.sensitivity import NodeNoise, decibels
+from edgekit_converters.recipes import BASELINE, all_recipes, conversion_to, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 from edgekit_converters.tensorfile import read_tensors, write_tensors
@@ -44,6 +52,10 @@ _SUFFIXES: Final = {
 _MAKE_TIMEOUT_S: Final = 120.0
 _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
+_SAMPLES: Final = 128
+_SAMPLE_BYTES: Final = 256 * limits.MIB
+"""At most, of the data that recipes are given as files."""
+_RANKING_S: Final = 15.0
 _MOMENT_SAMPLES: Final = 24
 """Calibration samples that conditioning works with."""
 _STUDIED_BYTES: Final = 256 * limits.MIB
@@ -68,6 +80,7 @@ class Base(Enum):
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     recipe: Recipe
+    kind: RuntimeKind
     tuning: Tuning = UNTUNED
     path: Path
     failure: str | None = None
@@ -76,6 +89,10 @@ class Variant:
     @property
     def title(self) -> str:
         return self.tuning.title_of(self.recipe.id)
+
+    @property
+    def model(self) -> ModelFile:
+        return ModelFile(path=self.path, kind=self.kind)
 
 
 class Kitchen:
@@ -100,6 +117,8 @@ class Kitchen:
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
         self._calibration_s = calibration_s
+        self.sampled = Calibration()
+        """What recipes that need samples were given."""
         self.calibration = calibrate(
             material, estimators, scratch=scratch, progress=progress, most_s=calibration_s
         )
@@ -108,7 +127,9 @@ class Kitchen:
         self._moments: dict[Base, Path] = {}
         self._made: dict[tuple[str, Tuning], Variant] = {}
         self._studied: tuple[str, ...] = ()
-        self._noise: tuple[NodeNoise, ...] | None = None
+        self._noise: dict[RuntimeKind, tuple[NodeNoise, ...]] = {}
+        self._layers: dict[RuntimeKind, tuple[str, ...]] = {}
+        self._converting, self._sampling = threading.Lock(), threading.Lock()
         self.remarks: list[str] = []
         """What of the search was left out, a sentence each."""
 
@@ -152,31 +173,35 @@ class Kitchen:
         for sample in islice(self.material.calibration_samples(), _MOMENT_SAMPLES):
             yield sample.feeds
 
-    @property
-    def is_ranked(self) -> bool:
+    def is_ranked(self, kind: RuntimeKind) -> bool:
         """Whether `noise` has been measured."""
-        return self._noise is not None
+        return kind in self._noise
 
-    def noise(self) -> tuple[NodeNoise, ...]:
+    def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, the noisiest first, measured when first asked for; empty
         without ranges, and where it cannot be measured."""
-        if self._noise is None:
-            self._noise = ()
-            ranges = self.calibration.widest
-            if ranges:
-                arguments = {
-                    "model": str(self.normalized),
-                    "ranges": _told(ranges),
-                    "samples": self._samples()[:_NOISE_SAMPLES],
-                    "threads": 1,
-                    "scratch": str(self._scratch),
-                }
-                try:
-                    found = self._run("ranking nodes", f"{_STUDIES}:noise", arguments)
-                    self._noise = msgspec.convert(found, tuple[NodeNoise, ...])
-                except Refused as error:
-                    self.remarks.append(f"Nodes were not ranked: {_plain(error)}.")
-        return self._noise
+        if kind not in self._noise:
+            self._noise[kind] = ()
+            try:
+                rank = self._rank_nodes if kind is RuntimeKind.ONNXRUNTIME else self._rank_layers
+                self._noise[kind] = rank()
+            except Refused as error:
+                self.remarks.append(f"Nodes were not ranked: {_plain(error)}.")
+        return self._noise[kind]
+
+    def _rank_nodes(self) -> tuple[NodeNoise, ...]:
+        """Errors: `Refused`."""
+        if not (ranges := self.calibration.widest):
+            return ()
+        arguments = {
+            "model": str(self.normalized),
+            "ranges": _told(ranges),
+            "samples": self._samples()[:_NOISE_SAMPLES],
+            "threads": 1,
+            "scratch": str(self._scratch),
+        }
+        found = self._run("ranking nodes", f"{_STUDIES}:noise", arguments)
+        return msgspec.convert(found, tuple[NodeNoise, ...])
 
     def _samples(self) -> tuple[str, ...]:
         """Files of `feeds` for children, written when first asked for."""
@@ -193,37 +218,123 @@ class Kitchen:
 
     def _make(self, recipe: Recipe, tuning: Tuning) -> Variant:
         source = self.material.source
+        kind = recipe.needs.runtime
         if recipe.id == BASELINE:
-            return Variant(recipe=recipe, path=source.path)
+            return Variant(recipe=recipe, path=source.path, kind=source.kind)
         name = f"{recipe.id.replace('/', '_')}-{len(self._made)}"
-        out = self._scratch / f"{name}{_SUFFIXES[source.kind]}"
-        path = self.base(Base.of(tuning))
-        if path is None:
-            return Variant(
-                recipe=recipe, tuning=tuning, path=out, failure="the rewriting changed nothing"
-            )
+        out = self._scratch / f"{name}{_SUFFIXES[kind]}"
+        failed = partial(Variant, recipe=recipe, kind=kind, tuning=tuning, path=out)
+        start, why = self._start(recipe, tuning)
+        if start is None:
+            return failed(failure=why)
         ranges: Mapping[str, Range] = {}
         if (estimator := recipe.needs.estimator) is not None:
-            ranges = self._calibration_of(Base.of(tuning), path).ranges.get(estimator, {})
+            ranges = self._calibration_of(Base.of(tuning), start).ranges.get(estimator, {})
         needs_moments = tuning.corrected or tuning.reconstructed
         title = tuning.title_of(recipe.id)
         try:
-            moments = str(self._moments_of(Base.of(tuning), path)) if needs_moments else None
+            moments = str(self._moments_of(Base.of(tuning), start)) if needs_moments else None
             arguments = {
                 "recipe": recipe.id,
                 "tuning": msgspec.to_builtins(tuning),
-                "kind": source.kind.value,
                 "given": str(source.path),
-                "normalized": str(path),
+                "normalized": str(start),
                 "ranges": _told(ranges),
                 "moments": moments,
-                "feeds": str(self.material.feeds),
+                "samples": str(self._sample_files()) if recipe.needs.samples else None,
+                "signature": msgspec.to_builtins(source.signature),
+                "trials": msgspec.to_builtins(self.material.trials),
                 "out": str(out),
             }
             self._run(title, "edgekit.build.kitchen:make", arguments)
         except Refused as error:
-            return Variant(recipe=recipe, tuning=tuning, path=out, failure=_reason(error, out))
-        return Variant(recipe=recipe, tuning=tuning, path=out)
+            return failed(failure=_reason(error, out))
+        return Variant(recipe=recipe, kind=kind, tuning=tuning, path=out)
+
+    def _start(self, recipe: Recipe, tuning: Tuning) -> tuple[Path | None, str]:
+        """The float model that a recipe works on, or why there is none."""
+        kind, source = recipe.needs.runtime, self.material.source
+        if kind is source.kind is not RuntimeKind.ONNXRUNTIME:
+            return source.path, ""
+        conversion = conversion_to(kind, all_recipes())
+        if conversion is None or recipe.converts:
+            return self.base(Base.of(tuning)), "the rewriting changed nothing"
+        with self._converting:  # several recipes may want it at once
+            converted = self.make(conversion)
+        if converted.failure is not None:
+            return None, f"the model cannot be converted ({converted.failure})"
+        return converted.path, ""
+
+    def layers(self, kind: RuntimeKind) -> tuple[str, ...]:
+        """Names of what a tuning may spare, in the order of the graph.
+
+        Weighted nodes of the normalized model; of LiteRT, the tensors that weighted operators of
+        the float model write.
+        """
+        if kind not in self._layers:
+            self._layers[kind] = self._read_layers(kind)
+        return self._layers[kind]
+
+    def _rank_layers(self) -> tuple[NodeNoise, ...]:
+        """Of the float LiteRT model; empty where that takes too long. Errors: `Refused`."""
+        path = self._float_model(RuntimeKind.LITERT)
+        facts = read_litert(path, self._workshop.run) if path is not None else None
+        if facts is None or self.material.data is None:
+            return ()
+        arguments = {
+            "model": str(path),
+            "layers": list(facts.layers),
+            "samples": str(self._sample_files()),
+            "most_s": _RANKING_S,
+            "home": str(self._scratch / "ranking"),
+        }
+        found = self._run("ranking layers", f"{_LITERT}:rank", arguments)
+        return tuple(
+            NodeNoise(
+                node=name,
+                operator=facts.layers[name].operator,
+                noise_db=decibels(ratio),
+                parameters=facts.layers[name].parameters,
+            )
+            for name, ratio in sorted(found.items(), key=lambda item: -item[1])
+        )
+
+    def _read_layers(self, kind: RuntimeKind) -> tuple[str, ...]:
+        if kind is RuntimeKind.ONNXRUNTIME:
+            return tuple(weighted_names(onnx.load_model(self.normalized, load_external_data=False)))
+        path = self._float_model(kind)
+        found = read_litert(path, self._workshop.run) if path is not None else None
+        return tuple(found.layers) if found is not None else ()
+
+    def _float_model(self, kind: RuntimeKind) -> Path | None:
+        """The float LiteRT model that others are made of, if there is one."""
+        conversion = conversion_to(kind, all_recipes())
+        if self.material.source.kind is kind:
+            return self.material.source.path
+        if conversion is None:
+            return None
+        made = self.make(conversion)
+        return made.path if made.failure is None else None
+
+    def _sample_files(self) -> Path:
+        """Tensor files of samples that variants are made with, from all over the data."""
+        with self._sampling:
+            home = self._scratch / "samples"
+            if home.exists():
+                return home
+            home.mkdir()
+            count, used = self.material.calibration_count, 0
+            step = max(1, (count or 0) // _SAMPLES)
+            chosen = islice(self.material.calibration_samples(), 0, None, step)
+            digest = Digest()
+            for index, sample in enumerate(islice(chosen, _SAMPLES)):
+                used += sum(array.nbytes for array in sample.feeds.values())
+                if index and used > _SAMPLE_BYTES:
+                    break
+                digest.add(sample)
+                write_tensors(home / f"{index:04}.npz", sample.feeds)
+                self.sampled = Calibration(samples=index + 1, sha256=digest.hexdigest())
+            return home
 
     def _run(self, step: str, target: str, arguments: Mapping[str, Any]) -> Any:
         size = external.size_bytes(self.material.source.path)
@@ -270,26 +381,35 @@ def make(
     *,
     recipe: str,
     tuning: Any,
-    kind: str,
     given: str,
     normalized: str,
     ranges: Mapping[str, Any],
     moments: str | None,
-    feeds: str,
+    samples: str | None,
+    signature: Any,
+    trials: Any,
     out: str,
 ) -> None:
     """In the child: make one variant, load it and run it once. Errors: whatever goes wrong."""
-    find_recipe(recipe).make(
-        Ingredients(
-            given=Path(given),
-            normalized=Path(normalized),
-            ranges={name: Range(low, high) for name, (low, high) in ranges.items()},
-            out=Path(out),
-            tuning=msgspec.convert(tuning, Tuning),
-            moments=Path(moments) if moments is not None else None,
-        )
+    found = find_recipe(recipe)
+    ingredients = Ingredients(
+        given=Path(given),
+        normalized=Path(normalized),
+        ranges={name: Range(low, high) for name, (low, high) in ranges.items()},
+        out=Path(out),
+        tuning=msgspec.convert(tuning, Tuning),
+        moments=Path(moments) if moments is not None else None,
+        samples=Path(samples) if samples is not None else None,
+        signature=msgspec.convert(signature, Signature),
+        trials=msgspec.convert(trials, tuple[Trial, ...]),
+        home=Path.cwd() / "home",
     )
-    open_session(RuntimeKind(kind), Path(out)).run(read_tensors(Path(feeds)))
+    found.make(ingredients)
+    session = open_session(found.needs.runtime, Path(out))
+    if found.needs.runtime is not RuntimeKind.ONNXRUNTIME:
+        assert ingredients.signature is not None
+        check_signature(session, ingredients.signature)
+    session.run(read_tensors(Path(ingredients.trials[0].feeds)))
 
 
 def _told(ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:
@@ -306,6 +426,7 @@ def _plain(error: Refused) -> str:
 
 
 _STUDIES: Final = "edgekit_converters.studies"
+_LITERT: Final = "edgekit_converters.litert.quantization"
 _REWRITES: Final = {
     Base.EQUALIZED: "equalizing channels",
     Base.SMOOTHED: "smoothing activations",

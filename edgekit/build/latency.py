@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from edgekit.build.accuracy import groups
+from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
-from edgekit_contract.profile import RuntimeKind
-from edgekit_runtime.session import SessionOptions, Tensors, open_session
+from edgekit_runtime.session import Tensors
 
 __all__ = ["Clock", "measure_latencies", "ratio_of"]
 
@@ -38,11 +37,10 @@ Clock = Callable[[], float]
 
 
 def measure_latencies(
-    variants: Mapping[str, Path],
+    variants: Mapping[str, ModelFile],
     *,
-    baseline: Path,
-    kind: RuntimeKind,
-    options: SessionOptions,
+    baseline: ModelFile,
+    options: Options,
     feeds: Sequence[Tensors],
     budget_s: float,
     clock: Clock = time.perf_counter,
@@ -55,8 +53,8 @@ def measure_latencies(
     found: dict[str, Latency] = {}
     names = groups(variants)
     for group in names:
-        paths = {_BASELINE: baseline, **{name: variants[name] for name in group}}
-        racers = {name: _Racer(path, kind, options, feeds, clock) for name, path in paths.items()}
+        models = {_BASELINE: baseline, **{name: variants[name] for name in group}}
+        racers = {name: _Racer(model, options, feeds, clock) for name, model in models.items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in group}
         running = list(group)
         ends = clock() + budget_s / len(names)
@@ -83,14 +81,9 @@ class _Racer:
     """A session and how often it runs in a turn."""
 
     def __init__(
-        self,
-        path: Path,
-        kind: RuntimeKind,
-        options: SessionOptions,
-        feeds: Sequence[Tensors],
-        clock: Clock,
+        self, model: ModelFile, options: Options, feeds: Sequence[Tensors], clock: Clock
     ) -> None:
-        self.session = open_session(kind, path, options)
+        self.session = model.open_by(options)
         self._clock = clock
         self._repeats = 1
         last = 0.0

@@ -23,12 +23,13 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.facts import ModelFacts, read_facts
+from edgekit_converters.litert.file import LiteRtFacts
 from edgekit_converters.normalization import Normalized, normalize
-from edgekit_converters.proof import Tried, generated
+from edgekit_converters.proof import Trial, Tried, generated
 from edgekit_converters.sources import Source
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
-__all__ = ["Material", "gather", "model_card"]
+__all__ = ["Material", "gather", "model_card", "read_litert"]
 
 _GENERATED: Final = 16
 """Inputs to make up where there are no data."""
@@ -44,8 +45,8 @@ class Material:
     normalized: Normalized
     given_facts: ModelFacts
     normalized_facts: ModelFacts
-    feeds: Path
-    reference: Path
+    trials: tuple[Trial, ...]
+    """Samples and the model's outputs for them; the first is the first sample's."""
     calibration: Data | None
     validation: Data | None
     axis_length: int
@@ -53,6 +54,16 @@ class Material:
     """Whether the data tell the class of each row."""
     remarks: tuple[str, ...] = ()
     """What opening the model and the first runs showed, a sentence each."""
+
+    @property
+    def feeds(self) -> Path:
+        """Tensor file of the first sample."""
+        return Path(self.trials[0].feeds)
+
+    @property
+    def reference(self) -> Path:
+        """Tensor file of the model's outputs for `feeds`."""
+        return Path(self.trials[0].reference)
 
     @property
     def data(self) -> Data | None:
@@ -156,19 +167,39 @@ def gather(
         if normalizes and tried.repeats:
             normalized = normalize(source.path, trials=tried.trials, scratch=scratch, run=run)
         given_facts, normalized_facts = read_facts(source.path), read_facts(normalized.path)
+    elif source.kind is RuntimeKind.LITERT:
+        found = read_litert(source.path, run)
+        if found is not None:
+            given_facts = normalized_facts = ModelFacts(
+                size_bytes=given_facts.size_bytes,
+                operators=found.operators,
+                weighted=found.weighted,
+                parameters=found.parameters,
+            )
     first = tried.trials[0]
     return Material(
         source=source,
         normalized=replace(normalized, remarks=(*remarks, *normalized.remarks)),
         given_facts=given_facts,
         normalized_facts=normalized_facts,
-        feeds=Path(first.feeds),
-        reference=Path(first.reference),
+        trials=tried.trials,
         calibration=calibration,
         validation=validation,
         axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
     )
+
+
+def read_litert(path: Path, run: isolation.Run) -> LiteRtFacts | None:
+    """Facts of a LiteRT model that has loaded, read in a child process; None where it cannot be."""
+    bounds = isolation.limits_for(path.stat().st_size)
+    try:
+        found = run(
+            "reading it", "edgekit_converters.litert.file:read", {"path": str(path)}, bounds
+        )
+    except Refused:
+        return None
+    return msgspec.convert(found, LiteRtFacts)
 
 
 def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolation.Run) -> Tried:

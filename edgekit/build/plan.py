@@ -6,7 +6,7 @@ tell; what cannot fit at all is refused here, before anything is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -17,6 +17,7 @@ from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import Profile, Runtime, RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.facts import ModelFacts
+from edgekit_converters.recipes import conversion_to
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.runtime_operators import first_version, newer_than
 
@@ -29,6 +30,10 @@ _RELEASES: Final = (
 """onnxruntime versions and the newest ONNX operator set of each (its docs, "Versioning")."""
 
 
+_SOURCE: Final = RuntimeKind.ONNXRUNTIME
+"""What conversions start from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SkippedRecipe:
     recipe: str
@@ -38,10 +43,14 @@ class SkippedRecipe:
 @dataclass(frozen=True, kw_only=True)
 class ProfilePlan:
     profile: Profile
-    runtime: Runtime
+    runtimes: tuple[Runtime, ...]
+    """Those of the profile that the model can be built for; the baseline's first."""
     recipes: tuple[Recipe, ...]
     """The baseline first."""
     skipped: tuple[SkippedRecipe, ...]
+
+    def runtime(self, kind: RuntimeKind) -> Runtime:
+        return next(runtime for runtime in self.runtimes if runtime.kind is kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,49 +86,68 @@ def make_plan(
     patterns: Sequence[str],
     has_data: bool,
     host_saturates: bool,
+    missing: Mapping[RuntimeKind, str] = {},
 ) -> Plan:
     """Plan the build of a model for these profiles.
 
     `recipes` begin with the baseline; `patterns` choose among the others (none: all). `changed`
     says whether normalization did anything, `has_data` whether there is calibration or validation
-    data, `host_saturates` whether 8-bit products may saturate on the machine that builds. Errors:
-    `Misused` for a pattern without a recipe, `Refused` for a profile that cannot run the model at
-    all.
+    data, `host_saturates` whether 8-bit products may saturate on the machine that builds. `missing`
+    says of a runtime why variants for it cannot be made here, though one that is given may be
+    packed. Errors: `Misused` for a pattern without a recipe, `Refused` for a profile that cannot
+    run the model at all.
     """
     for pattern in patterns:
         if not any(fnmatchcase(recipe.id, pattern) for recipe in recipes):
-            families = (recipe.id.partition("/") for recipe in recipes)
-            known = dict.fromkeys(name + ("/*" if slash else "") for name, slash, _ in families)
-            raise Misused(f"no recipe matches {pattern!r}; there are {', '.join(known)}.")
+            families = dict.fromkeys(r.family + ("/*" if r.family != r.id else "") for r in recipes)
+            raise Misused(f"no recipe matches {pattern!r}; there are {', '.join(families)}.")
+    case = _Case(
+        kind=kind,
+        facts=normalized,
+        changed=changed,
+        patterns=patterns,
+        has_data=has_data,
+        host_saturates=host_saturates,
+        missing=missing,
+    )
     plans = []
     for profile in profiles:
-        runtime = _runtime(profile, kind)
-        _check_fit(profile, runtime, given)
-        chosen: list[Recipe] = []
-        skipped: list[SkippedRecipe] = []
-        for index, recipe in enumerate(recipes if kind is RuntimeKind.ONNXRUNTIME else recipes[:1]):
-            reason = None
-            if index:
-                reason = _skip(
-                    recipe,
-                    profile=profile,
-                    runtime=runtime,
-                    facts=normalized,
-                    changed=changed,
-                    patterns=patterns,
-                    has_data=has_data,
-                    host_saturates=host_saturates,
-                )
-            if reason is None:
-                chosen.append(recipe)
-            else:
-                skipped.append(SkippedRecipe(recipe=recipe.id, reason=reason))
+        runtimes = _runtimes(profile, kind, recipes)
+        _check_fit(profile, runtimes[0], given)
+        baseline = recipes[0]
+        if runtimes[0].kind is not kind:
+            baseline = conversion_to(runtimes[0].kind, recipes) or baseline
+        reasons = {
+            recipe.id: None if recipe is baseline else _skip(recipe, case, profile, runtimes)
+            for recipe in (baseline, *(r for r in recipes if r is not baseline))
+        }
+        by_id = {recipe.id: recipe for recipe in recipes}
         plans.append(
             ProfilePlan(
-                profile=profile, runtime=runtime, recipes=tuple(chosen), skipped=tuple(skipped)
+                profile=profile,
+                runtimes=runtimes,
+                recipes=tuple(by_id[i] for i, reason in reasons.items() if reason is None),
+                skipped=tuple(
+                    SkippedRecipe(recipe=i, reason=reason)
+                    for i, reason in reasons.items()
+                    if reason is not None
+                ),
             )
         )
     return Plan(profiles=tuple(plans))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What is asked, and of what model."""
+
+    kind: RuntimeKind
+    facts: ModelFacts
+    changed: bool
+    patterns: Sequence[str]
+    has_data: bool
+    host_saturates: bool
+    missing: Mapping[RuntimeKind, str]
 
 
 def min_runtime_version(runtime: Runtime, recipe: Recipe, made: ModelFacts) -> str:
@@ -140,15 +168,22 @@ def min_runtime_version(runtime: Runtime, recipe: Recipe, made: ModelFacts) -> s
     )
 
 
-def _runtime(profile: Profile, kind: RuntimeKind) -> Runtime:
-    runtime = profile.runtime(kind)
-    if runtime is None:
+def _runtimes(
+    profile: Profile, kind: RuntimeKind, recipes: Sequence[Recipe]
+) -> tuple[Runtime, ...]:
+    """Of the profile: the model's own first, then those that it can be converted for.
+
+    Errors: `Refused` where there is none.
+    """
+    kinds = [kind, *(r.needs.runtime for r in recipes if r.converts and kind is _SOURCE)]
+    found = [profile.runtime(k) for k in dict.fromkeys(kinds)]
+    if not any(found):
         held = ", ".join(r.kind.value for r in profile.runtimes)
         raise Refused(
             f"{profile.name} has no {kind.value}, only {held}: choose another profile or convert "
             "the model."
         )
-    return runtime
+    return tuple(runtime for runtime in found if runtime is not None)
 
 
 def _check_fit(profile: Profile, runtime: Runtime, given: ModelFacts) -> None:
@@ -180,23 +215,30 @@ def _check_fit(profile: Profile, runtime: Runtime, given: ModelFacts) -> None:
         )
 
 
-def _skip(
-    recipe: Recipe,
-    *,
-    profile: Profile,
-    runtime: Runtime,
-    facts: ModelFacts,
-    changed: bool,
-    patterns: Sequence[str],
-    has_data: bool,
-    host_saturates: bool,
-) -> str | None:
-    if not asked_for(recipe, patterns):
+def _skip(recipe: Recipe, case: _Case, profile: Profile, runtimes: Sequence[Runtime]) -> str | None:
+    """Why a recipe is not tried, or None."""
+    needs = recipe.needs
+    runtime = next((r for r in runtimes if r.kind is needs.runtime), None)
+    if runtime is None or (recipe.converts and needs.runtime is case.kind):
+        return _of_another_runtime(recipe, case, profile)
+    if not asked_for(recipe, case.patterns):
         return "not asked for"
-    if recipe.optimizes and not changed:
+    if needs.runtime in case.missing:
+        return case.missing[needs.runtime]
+    if recipe.optimizes and not case.changed:
         return "simplification changed nothing, or did not hold"
-    if recipe.needs.estimator is not None and not has_data:
+    if (needs.estimator is not None or needs.samples) and not case.has_data:
         return "there are no data to calibrate with"
-    for operator, first in newer_than(runtime.version, facts.operators).items():
-        return f"simplified, the model uses {operator}, which onnxruntime has since {first}"
-    return recipe.needs.unmet(facts, runtime, profile.cpu, host_saturates=host_saturates)
+    if needs.runtime is RuntimeKind.ONNXRUNTIME:
+        for operator, first in newer_than(runtime.version, case.facts.operators).items():
+            return f"simplified, the model uses {operator}, which onnxruntime has since {first}"
+    return needs.unmet(case.facts, runtime, profile.cpu, host_saturates=case.host_saturates)
+
+
+def _of_another_runtime(recipe: Recipe, case: _Case, profile: Profile) -> str:
+    wanted = recipe.needs.runtime
+    if profile.runtime(wanted) is None:
+        return f"{profile.name} has no {wanted.value}"
+    if wanted is case.kind:
+        return f"the model is of {wanted.value} as it is"
+    return f"it is for {wanted.value}, and the model is of {case.kind.value}"

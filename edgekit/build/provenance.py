@@ -6,19 +6,23 @@ import contextlib
 import importlib.metadata
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 __all__ = ["git_commit", "tool_versions"]
 
 _TOOLS: Final = ("edgekit", "numpy", "onnx", "onnxruntime", "onnxslim", "ai-edge-litert")
+_MAKERS: Final = ("onnx2tf", "ai-edge-quantizer", "tensorflow-cpu")
+"""What makes a variant in an environment of its own."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}\Z")
 _GIT_TIMEOUT_S: Final = 5.0
 
 
-def tool_versions() -> dict[str, str]:
-    """Installed packages that take part in a build, and their versions."""
-    found = {}
+def tool_versions(pins: Iterable[str] = ()) -> dict[str, str]:
+    """Installed packages that take part in a build, and their versions; `pins` are those of the
+    environment that a variant was made in."""
+    found = dict(pin.split("==") for pin in pins if pin.split("==")[0] in _MAKERS)
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

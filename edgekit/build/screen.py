@@ -10,17 +10,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 from edgekit.build.accuracy import Accuracy, Contestant, Truths
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric, Outputs
+from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit_contract import limits
-from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external
 from edgekit_runtime.session import SessionOptions, Tensors
 
@@ -73,13 +72,13 @@ class Screen:
         samples: Iterable[Sample],
         *,
         truths: Truths,
-        baseline: Path,
-        kind: RuntimeKind,
+        baseline: ModelFile,
         metric: Metric,
-        options: SessionOptions,
+        options: Options,
     ) -> None:
-        """Takes samples until there are enough of them; `truths` are the baseline's outputs."""
-        self._baseline, self._kind, self._metric, self._options = baseline, kind, metric, options
+        """Takes samples until there are enough of them; `truths` are the given model's outputs, and
+        `baseline` is what variants are timed against."""
+        self._baseline, self._metric, self._options = baseline, metric, options
         self._kept: list[tuple[Sample, Outputs]] = []
         self._trials: dict[tuple[str, object], Trial] = {}
         spent_s, kept_bytes = 0.0, 0
@@ -112,9 +111,8 @@ class Screen:
             return Trial(variant=variant, accuracy=Accuracy(failure=variant.failure))
         contestant = Contestant(
             variant.title,
-            variant.path,
-            kind=self._kind,
-            options=self._options,
+            variant.model,
+            options=self._options.get(variant.kind, SessionOptions()),
             metric=self._metric,
         )
         for sample, outputs in self._kept:
@@ -132,9 +130,8 @@ class Screen:
 
     def _timed(self, variant: Variant) -> Latency:
         return measure_latencies(
-            {variant.title: variant.path},
+            {variant.title: variant.model},
             baseline=self._baseline,
-            kind=self._kind,
             options=self._options,
             feeds=self.feeds,
             budget_s=_RACE_S,

@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-import onnx
 
 from edgekit.build.choice import Bounds
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
-from edgekit_converters.quantization.selection import weighted_names
+from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
@@ -142,7 +141,7 @@ class Search:
                     self._try_all(self._variations(parent))
         tuned: set[str] = set()
         for trial in self._best(self._trials.values()):
-            family = trial.variant.recipe.id.partition("/")[0]
+            family = trial.variant.recipe.family
             if family in tuned or not trial.variant.recipe.knobs:
                 continue
             if self._is_over() or (tuned and self._is_behind(trial)):
@@ -158,7 +157,7 @@ class Search:
         if self._is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
             return None
         spared = trial.variant.tuning.spared
-        ranked = [n.node for n in self._kitchen.noise() if n.node not in spared]
+        ranked = [n.node for n in self._kitchen.noise(trial.variant.kind) if n.node not in spared]
         more = ranked[: max(1, len(spared))]
         if not more or len(more) == len(ranked):
             return None
@@ -167,10 +166,10 @@ class Search:
         )
         return self._try(trial.variant.recipe, tuning)
 
-    def sensitivity(self) -> tuple[NodeNoise, ...]:
+    def sensitivity(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, measured for this if there is time."""
-        if self._kitchen.is_ranked or self._clock() < self._deadlines.rank_s:
-            return self._kitchen.noise()
+        if self._kitchen.is_ranked(kind) or self._clock() < self._deadlines.rank_s:
+            return self._kitchen.noise(kind)
         return ()
 
     def _is_over(self) -> bool:
@@ -264,7 +263,8 @@ class Search:
             if knob in knobs:
                 best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
-        has_ends = trial.variant.recipe.needs.estimator is not None
+        needs = trial.variant.recipe.needs
+        has_ends = needs.estimator is not None or needs.samples
         if Knob.SPARED in knobs and has_ends and not self._by_size:
             best = self._spare_ends(best)
         for recipe in self._variations(trial):
@@ -301,7 +301,7 @@ class Search:
 
     def _spare_ends(self, best: Trial) -> Trial:
         """Keep the first few nodes, and the last, in the wider format, where that gains."""
-        names = weighted_names(onnx.load_model(self._kitchen.normalized, load_external_data=False))
+        names = self._kitchen.layers(best.variant.kind)
         start = best
         for count in _ENDS:
             if count >= len(names) / 2:

@@ -82,6 +82,7 @@ def choose_vectors(
     """
     session = open_session(kind, model, options)
     chosen = _pick(_candidates(session, samples()))
+    session.close()
     if not chosen:
         raise Refused(
             "the model gives NaN or infinity for every sample tried: "
@@ -92,6 +93,7 @@ def choose_vectors(
         for index, sample in zip(range(max(chosen) + 1), samples(), strict=False)
         if index in chosen
     }
+    session = open_session(kind, model, options)  # anew: a model may keep state, as devices begin
     outputs = {index: session.run(feeds[index]) for index in sorted(feeds)}
     session.close()
     others = [

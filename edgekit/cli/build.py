@@ -149,7 +149,7 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
         "plan": [
             {
                 "profile": plan.profile.name,
-                "runtime": plan.runtime,
+                "runtimes": plan.runtimes,
                 "recipes": [recipe.id for recipe in plan.recipes],
                 "skipped": plan.skipped,
             }
@@ -171,9 +171,8 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
 
 def _print_plan(result: BuildResult) -> None:
     for plan in result.plan.profiles:
-        runtime = plan.runtime
-        click.echo(f"{plan.profile.name}: {runtime.kind.value} {runtime.version}, "
-                   f"{runtime.threads} threads")  # fmt: skip
+        told = [f"{r.kind.value} {r.version}, {r.threads} threads" for r in plan.runtimes]
+        click.echo(f"{plan.profile.name}: {'; '.join(told)}")
         rows = [[recipe.id, recipe.title] for recipe in plan.recipes]
         rows += [[skipped.recipe, f"not tried: {skipped.reason}"] for skipped in plan.skipped]
         table(("recipe", "plan"), rows)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from parts import need
+from tools import need_environment
+
+from edgekit_converters.environments import LITERT
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
     "agent_rss": (),
     "calibration": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
+    "litert": ("--short",),
     "local_api": ("--rounds", "2"),
     "sensitivity": ("--short",),
     "transfer": ("--mib", "2", "--rounds", "1"),
@@ -33,6 +38,9 @@ def test_every_benchmark_is_run_or_said_not_to_be() -> None:
 def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
     need("mosquitto")
     need("chromium")
+    environment = dict(os.environ)
+    if name == "litert":
+        environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *SHORT[name]],
         capture_output=True,
@@ -40,6 +48,7 @@ def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
         timeout=280,
         check=False,
         cwd=ROOT,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)

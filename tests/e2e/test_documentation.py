@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 from command_line import edgekit
 from parts import need
+from tools import need_environment
 
 from edgekit_agent.__main__ import main as agent
+from edgekit_converters.environments import LITERT
 
 ROOT = Path(__file__).parents[2]
 EVERY_PAGE = [
@@ -74,6 +76,8 @@ def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "EDGEKIT_PASSPHRASE": "",
     }
+    if page.name == "litert.md":
+        environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     log = tmp_path / "log"
     with log.open("wb") as stream:
         shell = subprocess.Popen(

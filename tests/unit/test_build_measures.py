@@ -16,6 +16,7 @@ from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import measure_latencies, ratio_of
 from edgekit.build.metrics import Metric
+from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Silent
 from edgekit.build.samples import DataRejected, Sample
 from edgekit.build.split import MIN_HELD_OUT, Split
@@ -58,14 +59,17 @@ def null_model(path: Path, scale: float) -> Path:
     return path
 
 
+def of(path: Path, kind: RuntimeKind = RuntimeKind.NULL) -> ModelFile:
+    return ModelFile(path=path, kind=kind)
+
+
 def ramp(count: int) -> list[Sample]:
     return [Sample(feeds={"x": np.full((1, 2), i, np.float32)}, labels=None) for i in range(count)]
 
 
 def bench(path: Path, samples: int) -> Bench:
     return Bench(
-        kind=RuntimeKind.NULL,
-        baseline=null_model(path, 1.0),
+        truth=of(null_model(path, 1.0)),
         metric=Metric(name="r2"),
         samples=lambda: ramp(samples),
         count=samples,
@@ -76,7 +80,9 @@ def bench(path: Path, samples: int) -> Bench:
 @pytest.mark.parametrize("samples", [MIN_HELD_OUT - 1, MIN_HELD_OUT])
 def test_enough_samples_are_split_between_choice_and_report(tmp_path: Path, samples: int) -> None:
     found = bench(tmp_path / "b", samples)
-    variant = Variant(recipe=find_recipe("float32"), path=null_model(tmp_path / "a", 1.01))
+    variant = Variant(
+        recipe=find_recipe("float32"), kind=RuntimeKind.NULL, path=null_model(tmp_path / "a", 1.01)
+    )
     seen = found.accuracies([variant])["float32"]
     held_out = found.held_out([variant])
     if samples < MIN_HELD_OUT:
@@ -98,7 +104,7 @@ def test_halves_are_equal_and_see_each_class_of_those_that_take_turns(period: in
 
 
 def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path) -> None:
-    truths = Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL)
+    truths = Truths(of(null_model(tmp_path / "b", 1.0)))
     assert len(list(truths.along(ramp(5)))) == 5
     with pytest.raises(DataRejected, match="other rows in another pass"):
         list(truths.along(ramp(5)[::-1]))
@@ -107,11 +113,10 @@ def test_data_that_change_from_pass_to_pass_are_refused(tmp_path: Path) -> None:
 def test_variant_that_was_run_on_nothing_has_failed(tmp_path: Path) -> None:
     model = null_model(tmp_path / "b", 1.0)
     found = measure_accuracy(
-        {"a": model},
-        kind=RuntimeKind.NULL,
+        {"a": of(model)},
         metric=Metric(name="r2"),
         samples=list,
-        truths=Truths(model, RuntimeKind.NULL),
+        truths=Truths(of(model)),
         advance=lambda steps: None,
     )
     assert found["a"].failure and found["a"].score is None
@@ -136,21 +141,20 @@ def test_outputs_without_elements_are_compared_by_the_others(tmp_path: Path) -> 
         )
         opsets = [onnx.helper.make_opsetid("", 17)]
         model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-        paths[name] = tmp_path / name
-        onnx.save(model, paths[name])
+        paths[name] = of(tmp_path / name, RuntimeKind.ONNXRUNTIME)
+        onnx.save(model, tmp_path / name)
     found = measure_accuracy(
         {"a": paths["a"]},
-        kind=RuntimeKind.ONNXRUNTIME,
         metric=Metric(name="cosine"),
         samples=lambda: ramp(4),
-        truths=Truths(paths["b"], RuntimeKind.ONNXRUNTIME),
+        truths=Truths(paths["b"]),
         advance=lambda steps: None,
     )
     assert found["a"].failure is None and found["a"].errors[0].expected.startswith("y[")
 
 
 def test_baseline_runs_once_over_samples_that_variants_see_again(tmp_path: Path) -> None:
-    truths = Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL)
+    truths = Truths(of(null_model(tmp_path / "b", 1.0)))
     first = [outputs for _, outputs in truths.along(ramp(3))]
     (tmp_path / "b").unlink()
     again = [outputs for _, outputs in truths.along(ramp(3))]
@@ -164,11 +168,10 @@ def test_variant_that_does_not_load_or_fails_on_a_late_sample_is_out(tmp_path: P
     (tmp_path / "broken").write_bytes(b"no model")
     seen: list[int] = []
     found = measure_accuracy(
-        {"fragile": fragile, "broken": tmp_path / "broken"},
-        kind=RuntimeKind.NULL,
+        {"fragile": of(fragile), "broken": of(tmp_path / "broken")},
         metric=Metric(name="r2"),
         samples=lambda: ramp(50),
-        truths=Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL),
+        truths=Truths(of(null_model(tmp_path / "b", 1.0))),
         advance=seen.append,
     )
     assert "above 30" in str(found["fragile"].failure) and len(seen) == 50
@@ -177,11 +180,13 @@ def test_variant_that_does_not_load_or_fails_on_a_late_sample_is_out(tmp_path: P
 
 def test_closeness_is_the_signal_over_the_noise_of_the_worst_output(tmp_path: Path) -> None:
     found = measure_accuracy(
-        {"a": null_model(tmp_path / "a", 1.1), "same": null_model(tmp_path / "s", 1.0)},
-        kind=RuntimeKind.NULL,
+        {
+            "a": of(null_model(tmp_path / "a", 1.1)),
+            "same": of(null_model(tmp_path / "s", 1.0)),
+        },
         metric=Metric(name="r2"),
         samples=lambda: ramp(20),
-        truths=Truths(null_model(tmp_path / "b", 1.0), RuntimeKind.NULL),
+        truths=Truths(of(null_model(tmp_path / "b", 1.0))),
         advance=lambda steps: None,
     )
     assert found["a"].closeness_db == pytest.approx(20, abs=1e-4)
@@ -331,10 +336,9 @@ def test_race_gives_every_variant_its_turn_and_ends_with_its_budget(tmp_path: Pa
     slow.write_bytes(msgspec.json.encode({"inputs": [spec], "delay_s": 0.002}))
     fast = null_model(tmp_path / "fast", 1.0)
     found = measure_latencies(
-        {"slow": slow, "fast": fast},
-        baseline=fast,
-        kind=RuntimeKind.NULL,
-        options=SessionOptions(),
+        {"slow": of(slow), "fast": of(fast)},
+        baseline=of(fast),
+        options={},
         feeds=[ramp(1)[0].feeds],
         budget_s=0.2,
     )

@@ -18,7 +18,10 @@ from edgekit_converters.recipes import all_recipes
 CONV = ModelFacts(size_bytes=1000, opset=17, ir=8, weighted={"Conv": 3})
 
 
-def plan(*profiles: Profile, **changes: Any) -> Plan:
+TFLITE = ModelFacts(size_bytes=1000, weighted={"Conv": 3})
+
+
+def plan(*profiles: Profile, kind: RuntimeKind = RuntimeKind.ONNXRUNTIME, **changes: Any) -> Plan:
     values: dict[str, Any] = {
         "given": CONV,
         "normalized": CONV,
@@ -29,11 +32,22 @@ def plan(*profiles: Profile, **changes: Any) -> Plan:
         "has_data": True,
         "host_saturates": False,
     }
-    return make_plan(RuntimeKind.ONNXRUNTIME, **(values | changes))
+    return make_plan(kind, **(values | changes))
 
 
 def ids(made: Plan) -> set[str]:
     return {recipe.id for recipe in made.profiles[0].recipes}
+
+
+def onnx_ids(made: Plan) -> set[str]:
+    recipes = made.profiles[0].recipes
+    return {r.id for r in recipes if r.needs.runtime is RuntimeKind.ONNXRUNTIME}
+
+
+def with_runtimes(name: str, *kinds: RuntimeKind) -> Profile:
+    profile = edgekit_profiles.load(name)
+    runtimes = tuple(r for r in profile.runtimes if r.kind in kinds)
+    return msgspec.structs.replace(profile, runtimes=runtimes)
 
 
 def why_not(made: Plan, recipe: str) -> str:
@@ -41,21 +55,74 @@ def why_not(made: Plan, recipe: str) -> str:
 
 
 def test_saturating_core_gets_the_reduced_range_only() -> None:
-    static = {i for i in ids(plan(edgekit_profiles.load("linux-x86-64"))) if "static" in i}
+    static = {i for i in onnx_ids(plan(edgekit_profiles.load("linux-x86-64"))) if "static" in i}
     assert static and all("-reduced/" in i for i in static)
 
 
 @pytest.mark.parametrize("name", ["raspberry-pi-4", "jetson-orin-nano"])
 def test_arm_core_gets_the_full_range_only(name: str) -> None:
-    static = {i for i in ids(plan(edgekit_profiles.load(name))) if "static" in i}
+    static = {i for i in onnx_ids(plan(edgekit_profiles.load(name))) if "static" in i}
     assert static and not any("reduced" in i for i in static)
 
 
 def test_core_with_a_dot_product_gets_the_full_range() -> None:
     profile = edgekit_profiles.load("demo-small")
     cpu = msgspec.structs.replace(profile.cpu, features=(*profile.cpu.features, "avx512_vnni"))
-    static = {i for i in ids(plan(msgspec.structs.replace(profile, cpu=cpu))) if "static" in i}
+    static = {i for i in onnx_ids(plan(msgspec.structs.replace(profile, cpu=cpu))) if "static" in i}
     assert static and not any("reduced" in i for i in static)
+
+
+def test_both_runtimes_of_a_profile_compete_for_an_onnx_model() -> None:
+    made = plan(edgekit_profiles.load("linux-x86-64")).profiles[0]
+    assert made.recipes[0].id == "float32"
+    assert [r.kind.value for r in made.runtimes] == ["onnxruntime", "litert"]
+    assert {"litert/float32", "litert/int8-static", "int8-weights/per-channel"} <= ids(
+        plan(edgekit_profiles.load("linux-x86-64"))
+    )
+    assert made.runtime(RuntimeKind.LITERT).version == made.runtimes[1].version
+
+
+def test_profile_with_litert_alone_has_the_converted_model_for_its_baseline() -> None:
+    made = plan(with_runtimes("linux-x86-64", RuntimeKind.LITERT))
+    assert made.profiles[0].recipes[0].id == "litert/float32"
+    assert not onnx_ids(made)
+    assert why_not(made, "float32") == "linux-x86-64 has no onnxruntime"
+
+
+def test_profile_without_litert_has_none_of_its_recipes() -> None:
+    made = plan(with_runtimes("linux-x86-64", RuntimeKind.ONNXRUNTIME))
+    assert ids(made) == onnx_ids(made)
+    assert why_not(made, "litert/float32") == "linux-x86-64 has no litert"
+
+
+def test_litert_recipes_say_how_to_get_their_tools() -> None:
+    missing = {RuntimeKind.LITERT: "run setup"}
+    made = plan(edgekit_profiles.load("linux-x86-64"), missing=missing)
+    assert ids(made) == onnx_ids(made)
+    assert why_not(made, "litert/int8-static") == "run setup"
+
+
+def test_litert_model_is_searched_without_onnx() -> None:
+    made = plan(kind=RuntimeKind.LITERT, given=TFLITE, normalized=TFLITE, changed=False)
+    assert [r.kind for r in made.profiles[0].runtimes] == [RuntimeKind.LITERT]
+    assert made.profiles[0].recipes[0].id == "float32"
+    assert {"litert/int8-static", "litert/float16"} <= ids(made)
+    assert why_not(made, "litert/float32") == "the model is of litert as it is"
+    assert "the model is of litert" in why_not(made, "int8-weights/per-channel")
+    assert made.estimators == ()
+
+
+def test_litert_model_without_float_weights_has_nothing_to_quantize() -> None:
+    narrow = ModelFacts(size_bytes=1000)
+    made = plan(kind=RuntimeKind.LITERT, given=narrow, normalized=narrow)
+    assert ids(made) == {"float32"}
+    assert "no float32 weights" in why_not(made, "litert/int8-dynamic")
+
+
+def test_litert_without_data_has_nothing_static() -> None:
+    made = plan(has_data=False)
+    assert "litert/int8-dynamic" in ids(made)
+    assert "no data" in why_not(made, "litert/int8-static")
 
 
 @pytest.mark.parametrize("name", ["raspberry-pi-5", "linux-x86-64"])

@@ -18,6 +18,7 @@ from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit.build.search import Deadlines, Search
+from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Needs, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
@@ -50,12 +51,14 @@ class Table:
         """The noisiest first."""
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
-        return Variant(recipe=recipe, tuning=tuning, path=Path("unused.onnx"))
+        return Variant(
+            recipe=recipe, kind=recipe.needs.runtime, tuning=tuning, path=Path("unused.onnx")
+        )
 
     def base(self, base: Base) -> Path:
         return self.normalized
 
-    def noise(self) -> tuple[NodeNoise, ...]:
+    def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         return tuple(
             NodeNoise(node=name, operator="Conv", noise_db=-20.0 - i, parameters=1)
             for i, name in enumerate(self.nodes)

@@ -32,7 +32,7 @@ from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
 from edgekit_runtime.session import Optimization, Session, SessionOptions, open_session
 
-__all__ = ["NodeNoise", "measure_noise"]
+__all__ = ["NodeNoise", "decibels", "measure_noise"]
 
 _LEAST_DB: Final = -200.0
 """No noise at all."""
@@ -108,7 +108,7 @@ def measure_noise(
         NodeNoise(
             node=probe.node,
             operator=probe.operator,
-            noise_db=max(_decibels(noise, signal) for noise, signal in of_outputs),
+            noise_db=max(decibels(noise, signal) for noise, signal in of_outputs),
             parameters=probe.parameters,
         )
         for probe, of_outputs in zip(probes, sums, strict=True)
@@ -147,7 +147,8 @@ def _powers(got: list[np.ndarray], want: list[np.ndarray]) -> np.ndarray:
     return np.array(found)
 
 
-def _decibels(noise: float, signal: float) -> float:
+def decibels(noise: float, signal: float = 1.0) -> float:
+    """Noise over signal, finite always."""
     if not noise > 0 or not signal > 0:
         return _LEAST_DB
     return max(_LEAST_DB, float(10 * np.log10(noise / signal)))

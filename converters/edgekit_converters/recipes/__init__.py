@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
+from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.recipes.recipe import Recipe
 
-__all__ = ["BASELINE", "ENTRY_POINTS", "all_recipes", "find_recipe"]
+__all__ = ["BASELINE", "ENTRY_POINTS", "all_recipes", "conversion_to", "find_recipe"]
 
 ENTRY_POINTS: Final = "edgekit.recipes"
 BASELINE: Final = "float32"
@@ -39,6 +40,11 @@ def find_recipe(recipe_id: str) -> Recipe:
         if recipe.id == recipe_id:
             return recipe
     raise RuntimeError(f"there is no recipe {recipe_id!r}")
+
+
+def conversion_to(kind: RuntimeKind, recipes: Iterable[Recipe]) -> Recipe | None:
+    """The recipe that makes a model for this runtime of one for another."""
+    return next((r for r in recipes if r.converts and r.needs.runtime is kind), None)
 
 
 def _families() -> Iterator[Recipe]:

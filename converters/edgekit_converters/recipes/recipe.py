@@ -17,6 +17,7 @@ from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.profile import Cpu, Runtime, RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.facts import ModelFacts
+from edgekit_converters.proof import Signature, Trial
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
 
 __all__ = ["Ingredients", "Needs", "Recipe"]
@@ -35,6 +36,8 @@ class Needs:
     min_opset: int | None = None
     estimator: Estimator | None = None
     """How activations' ranges are estimated; with it the recipe needs calibration."""
+    samples: bool = False
+    """It is made with samples of the data themselves."""
     full_range: bool | None = None
     """True: only where 8-bit products cannot saturate, neither on the profile's core nor on the
     machine that builds and has to prove the variant; False: only where they can; None: both."""
@@ -46,8 +49,6 @@ class Needs:
         self, facts: ModelFacts, runtime: Runtime, cpu: Cpu, *, host_saturates: bool
     ) -> str | None:
         """Why the recipe cannot run, or cannot be proved where it is made, or None."""
-        if runtime.kind is not self.runtime:
-            return f"it is for {self.runtime.value}"
         if version_tuple(runtime.version) < version_tuple(self.min_runtime_version):
             return f"it needs {self.runtime.value} {self.min_runtime_version} or newer"
         if self.weighted:
@@ -76,6 +77,7 @@ class Ingredients:
     given: Path
     """The model as it was given, self-contained."""
     normalized: Path
+    """What the recipe starts from: an ONNX model, normalized, or a float LiteRT model."""
     ranges: Mapping[str, Range]
     """By tensor name; empty unless the recipe names an estimator."""
     out: Path
@@ -84,6 +86,14 @@ class Ingredients:
     rewritten model."""
     moments: Path | None = None
     """File of `conditioning.moments`; there where the tuning reconstructs or corrects."""
+    samples: Path | None = None
+    """Directory of tensor files, one per sample; there where the recipe needs samples."""
+    signature: Signature | None = None
+    """Inputs and outputs of the model as it was given."""
+    trials: tuple[Trial, ...] = ()
+    """Samples, and what the model as it was given makes of them."""
+    home: Path = Path()
+    """A scratch directory that ends with the call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +106,21 @@ class Recipe:
     """Write the variant. Errors: anything; it then loses with that reason."""
     output_step: float
     """One step of the output's number format, as a part of the output's range: 1/255 for 8 bits."""
+    converts: bool = False
+    """Makes a float model for its runtime of one for another, as exact as that. Where the given
+    model is of the runtime itself, there is nothing to convert."""
     optimizes: bool = False
     """Starts from the normalized model without quantizing: pointless where nothing was changed."""
     knobs: frozenset[Knob] = frozenset()
     """What of `Ingredients.tuning` the recipe heeds."""
     varies: str | None = None
     """Id of the recipe that this one is a variation of: tried only where that one is promising."""
+
+    @property
+    def family(self) -> str:
+        """What it has in common with others: one of a family at most is tuned."""
+        parts = self.id.split("/")
+        return "/".join(parts[: 1 if self.needs.runtime is RuntimeKind.ONNXRUNTIME else 2])
 
     def heeded(self, tuning: Tuning) -> Tuning:
         """What of a tuning changes this recipe's variants: not what it has no knob for."""

@@ -1,0 +1,290 @@
+"""Quantize a LiteRT model with ai-edge-quantizer. Runs in the `litert` environment.
+
+Inputs and outputs of the whole model keep their number formats. Samples are read one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+_RANKED = 8
+"""Samples that layers are ranked by."""
+
+
+def quantize(
+    *,
+    model: str,
+    out: str,
+    home: str,
+    scheme: dict[str, Any],
+    spared: list[str],
+    samples: str | None,
+) -> Any:
+    """Write `out`. `spared` are names of tensors whose operators stay as they are.
+
+    `samples` is a directory of .npz files as `tensorfile` writes them, for a static scheme.
+    """
+    from ai_edge_quantizer import algorithm_manager, quantizer
+
+    float_model = _widened(model, home)
+    work = quantizer.Quantizer(float_model)
+    _SCHEMES[scheme["kind"]](work, scheme, ".*")
+    never = algorithm_manager.AlgorithmName.NO_QUANTIZE
+    for name in spared:
+        work.update_quantization_recipe(_only(name), _operators().ALL_SUPPORTED, None, never)
+    whole = Path(home) / "quantized.tflite"
+    whole.write_bytes(_quantized(work, _ranges(work, float_model, samples)))
+    _keep_names(model, whole, out)
+    return {}
+
+
+def rank(
+    *,
+    model: str,
+    home: str,
+    scheme: dict[str, Any],
+    layers: list[str],
+    samples: str,
+    most_s: float,
+) -> Any:
+    """Noise over signal of the worst output, by layer, where that one alone is quantized.
+
+    Nothing where `most_s` seconds are not enough for all of them.
+    """
+    from ai_edge_quantizer import quantizer
+
+    ends = time.monotonic() + most_s
+    float_model = _widened(model, home)
+    feeds = list(islice(iter(_feeds(float_model, Path(samples))), _RANKED))
+    truth = _outputs(Path(float_model).read_bytes(), feeds)
+    work = quantizer.Quantizer(float_model)
+    _SCHEMES[scheme["kind"]](work, scheme, ".*")
+    ranges = _ranges(work, float_model, samples)
+    found = {}
+    for name in layers:
+        one = quantizer.Quantizer(float_model)
+        _SCHEMES[scheme["kind"]](one, scheme, _only(name))
+        try:
+            found[name] = _noise(_outputs(_quantized(one, ranges), feeds), truth)
+        except (Unable, RuntimeError, ValueError):
+            continue  # alone it cannot be: then nothing is known of it
+        if time.monotonic() > ends:
+            return {}
+    return found
+
+
+def _only(name: str) -> str:
+    """Scopes are the names of what an operator writes, each with a semicolon behind."""
+    return f"^{re.escape(name)};"
+
+
+def _ranges(work: Any, model: str, samples: str | None) -> Any:
+    if not work.need_calibration:
+        return None
+    if samples is None:
+        raise Unable("it needs samples to calibrate with")
+    feeds = _feeds(model, Path(samples))
+    return work.calibrate({feeds.signature: feeds}, num_threads=1)
+
+
+def _quantized(work: Any, ranges: Any) -> bytes:
+    """Inputs and outputs of the whole model stay as they are."""
+    from ai_edge_quantizer import algorithm_manager
+
+    for edge in ("INPUT", "OUTPUT"):
+        work.update_quantization_recipe(
+            ".*",
+            getattr(_operators(), edge),
+            None,
+            algorithm_manager.AlgorithmName.NO_QUANTIZE,
+        )
+    try:
+        return bytes(
+            (work.quantize(ranges) if ranges is not None else work.quantize()).quantized_model
+        )
+    except ValueError as error:
+        raise Unable(" ".join(str(error).split())[:400]) from error
+
+
+def _outputs(model: bytes, feeds: list[dict[str, Any]]) -> list[list[Any]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model, num_threads=1)
+    signatures = list(interpreter.get_signature_list())
+    runner = interpreter.get_signature_runner(signatures[0] if signatures else None)
+    return [list(runner(**feed).values()) for feed in feeds]
+
+
+def _noise(got: list[list[Any]], truth: list[list[Any]]) -> float:
+    import numpy as np
+
+    worst = 0.0
+    for mine, right in zip(zip(*got, strict=True), zip(*truth, strict=True), strict=True):
+        noise = signal = 0.0
+        for value, wanted in zip(mine, right, strict=True):
+            wide = wanted.astype(np.float64)
+            noise += float(np.nansum((value.astype(np.float64) - wide) ** 2))
+            signal += float(np.nansum(wide**2))
+        worst = max(worst, noise / signal if signal else noise)
+    return worst
+
+
+def _widened(model: str, home: str) -> str:
+    """The model with constants of float16 in float32: the quantizer takes no others."""
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    found = flatbuffer_utils.read_model(model)
+    widens = [
+        max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.DEQUANTIZE
+        for code in found.operatorCodes
+    ]
+    changed = False
+    for graph in found.subgraphs:
+        kept = []
+        for operator in graph.operators:
+            source = graph.tensors[operator.inputs[0]] if widens[operator.opcodeIndex] else None
+            data = found.buffers[source.buffer].data if source is not None else None
+            if source is None or source.type != schema.TensorType.FLOAT16 or data is None:
+                kept.append(operator)
+                continue
+            if source.sparsity is not None:
+                kept.append(operator)
+                continue
+            buffer = schema.BufferT()
+            wide = np.frombuffer(bytes(data), np.float16).astype(np.float32)
+            buffer.data = np.frombuffer(wide.tobytes(), np.uint8)
+            found.buffers.append(buffer)
+            graph.tensors[operator.outputs[0]].buffer = len(found.buffers) - 1
+            changed = True
+        graph.operators = kept
+    if not changed:
+        return model
+    path = Path(home) / "wide.tflite"
+    flatbuffer_utils.write_model(found, str(path))
+    return str(path)
+
+
+class Unable(Exception):
+    """The model cannot be quantized so."""
+
+
+def _operators() -> Any:
+    from ai_edge_quantizer import qtyping
+
+    return qtyping.TFLOperationName
+
+
+def _granularity(scheme: dict[str, Any]) -> Any:
+    from ai_edge_quantizer import qtyping
+
+    return qtyping.QuantGranularity[scheme["granularity"]]
+
+
+def _dynamic(work: Any, scheme: dict[str, Any], scope: str) -> None:
+    work.add_dynamic_config(
+        scope, _operators().ALL_SUPPORTED, scheme["weight_bits"], _granularity(scheme)
+    )
+
+
+def _weights(work: Any, scheme: dict[str, Any], scope: str) -> None:
+    work.add_weight_only_config(
+        scope, _operators().ALL_SUPPORTED, scheme["weight_bits"], _granularity(scheme)
+    )
+
+
+def _static(work: Any, scheme: dict[str, Any], scope: str) -> None:
+    work.add_static_config(
+        scope,
+        _operators().ALL_SUPPORTED,
+        scheme["activation_bits"],
+        scheme["weight_bits"],
+        _granularity(scheme),
+    )
+
+
+def _float16(work: Any, scheme: dict[str, Any], scope: str) -> None:
+    from ai_edge_quantizer import algorithm_manager, qtyping
+
+    halves = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+        ),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    casting = algorithm_manager.AlgorithmName.FLOAT_CASTING
+    work.update_quantization_recipe(scope, _operators().ALL_SUPPORTED, halves, casting)
+
+
+_SCHEMES = {"dynamic": _dynamic, "weights": _weights, "static": _static, "float16": _float16}
+
+
+def _feeds(model: str, samples: Path) -> Feeds:
+    """Samples by the signature's own names of the inputs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model)
+    signatures = list(interpreter.get_signature_list())
+    key = signatures[0] if signatures else None
+    runner = interpreter.get_signature_runner(key)
+    names = {word: detail["name"] for word, detail in runner.get_input_details().items()}
+    return Feeds(samples, names, key)
+
+
+def _keep_names(given: str, quantized: Path, out: str) -> None:
+    """Outputs of operators that were put behind the model's own get the names of those."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    before = flatbuffer_utils.read_model(given).subgraphs[0]
+    model = flatbuffer_utils.read_model(str(quantized))
+    after = model.subgraphs[0]
+    for side in ("inputs", "outputs"):
+        for old, new in zip(getattr(before, side), getattr(after, side), strict=True):
+            wanted, tensor = before.tensors[old].name, after.tensors[new]
+            for other in after.tensors:
+                if other.name == wanted and other is not tensor:
+                    other.name = tensor.name
+            tensor.name = wanted
+    flatbuffer_utils.write_model(model, out)
+
+
+class Feeds:
+    """Read anew each time: the quantizer goes through them more than once."""
+
+    def __init__(self, samples: Path, names: dict[str, str], signature: str | None) -> None:
+        self._paths, self._names = sorted(samples.glob("*.npz")), names
+        self.signature = signature
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        import numpy as np
+
+        for path in self._paths:
+            with np.load(path, allow_pickle=False) as archive:
+                order = json.loads(archive["names"].tobytes())
+                tensors = {name: archive[f"t{index}"] for index, name in enumerate(order)}
+            yield {word: tensors[name] for word, name in self._names.items()}
+
+
+_WORKS: dict[str, Callable[..., Any]] = {"quantize": quantize, "rank": rank}
+
+if __name__ == "__main__":
+    arguments = json.loads(Path(sys.argv[1]).read_text())
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            answer = {"result": _WORKS[arguments.pop("work")](**arguments)}
+        except Unable as error:
+            answer = {"refused": str(error)}
+    Path(sys.argv[2]).write_text(json.dumps(answer))
