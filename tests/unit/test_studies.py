@@ -111,7 +111,7 @@ def kitchen_of(model: Path, scratch: Path, workshop: isolation.Workshop) -> Kitc
 def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
     with isolation.Workshop() as workshop:
         found = kitchen_of(write_small("constant_nodes", tmp_path), tmp_path, workshop)
-        ranked = found.noise()
+        ranked = found.noise(RuntimeKind.ONNXRUNTIME)
         variant = found.make(
             find_recipe("int8-static/per-channel/s8s8/minmax"), Tuning(reconstructed=True)
         )
@@ -143,7 +143,7 @@ def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
     recipe = find_recipe("int8-static/per-channel/s8s8/minmax")
     with isolation.Workshop() as workshop:
         found = kitchen_of(write_small("constant_nodes", tmp_path), tmp_path, workshop)
-        assert found.noise() == ()
+        assert found.noise(RuntimeKind.ONNXRUNTIME) == ()
         assert found.base(Base.SMOOTHED) is None
         rounded = found.make(recipe, Tuning(reconstructed=True))
         plain = found.make(recipe)
