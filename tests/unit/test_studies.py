@@ -15,6 +15,7 @@ from edgekit.build.data import open_data
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.material import gather
 from edgekit.build.progress import Silent
+from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
