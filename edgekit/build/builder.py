@@ -363,7 +363,7 @@ class _Build:
             preprocess=request.preprocess,
             postprocess=request.postprocess,
             report=report_bytes(report),
-            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts.opset),
+            min_runtime_version=min_runtime_version(plan.runtime, variant.recipe, facts),
             features=_relied_on(variant.recipe, plan.profile),
             ir=facts.ir,
             opset=facts.opset,

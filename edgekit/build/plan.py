@@ -18,6 +18,7 @@ from edgekit_contract.profile import Profile, Runtime, RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.facts import ModelFacts
 from edgekit_converters.recipes.recipe import Recipe
+from edgekit_converters.runtime_operators import first_version, newer_than
 
 __all__ = ["Plan", "ProfilePlan", "SkippedRecipe", "asked_for", "make_plan", "min_runtime_version"]
 
@@ -121,16 +122,22 @@ def make_plan(
     return Plan(profiles=tuple(plans))
 
 
-def min_runtime_version(runtime: Runtime, recipe: Recipe, opset: int | None) -> str:
-    """The oldest version of the runtime that runs what `recipe` made of this operator set.
+def min_runtime_version(runtime: Runtime, recipe: Recipe, made: ModelFacts) -> str:
+    """The oldest version of the runtime that runs what `recipe` made.
 
     Where nothing tells, it is the profile's own version: that is what was planned for.
     """
+    opset = made.opset
     if runtime.kind is not RuntimeKind.ONNXRUNTIME or opset is None:
         return runtime.version
     known = (version for version, newest in _RELEASES if opset <= newest)
-    version = next(known, runtime.version)
-    return max(version, recipe.needs.min_runtime_version, key=version_tuple)
+    firsts = (first_version(operator) for operator in made.operators)
+    return max(
+        next(known, runtime.version),
+        recipe.needs.min_runtime_version,
+        *(first for first in firsts if first is not None),
+        key=version_tuple,
+    )
 
 
 def _runtime(profile: Profile, kind: RuntimeKind) -> Runtime:
@@ -159,6 +166,13 @@ def _check_fit(profile: Profile, runtime: Runtime, given: ModelFacts) -> None:
             f"the model is of IR version {given.ir}, onnxruntime {runtime.version} of "
             f"{profile.name} reads up to {runtime.max_ir}: export it again for an older one."
         )
+    if runtime.kind is RuntimeKind.ONNXRUNTIME:
+        for operator, first in newer_than(runtime.version, given.operators).items():
+            raise Refused(
+                f"the model uses the operator {operator}, which onnxruntime {runtime.version} of "
+                f"{profile.name} does not have (the first with it is {first}): export the model "
+                "without it, or choose a profile with a newer runtime."
+            )
     if given.size_bytes > limits.MAX_BUNDLE_BYTES:
         raise Refused(
             f"the model has {given.size_bytes >> 20} MiB, a bundle holds at most 4 GiB: "
@@ -183,4 +197,6 @@ def _skip(
         return "simplification changed nothing, or did not hold"
     if recipe.needs.estimator is not None and not has_data:
         return "there are no data to calibrate with"
+    for operator, first in newer_than(runtime.version, facts.operators).items():
+        return f"simplified, the model uses {operator}, which onnxruntime has since {first}"
     return recipe.needs.unmet(facts, runtime, profile.cpu, host_saturates=host_saturates)

@@ -114,9 +114,49 @@ def test_runtime_is_demanded_no_newer_than_the_opset_needs() -> None:
     runtime = profile.runtime(RuntimeKind.ONNXRUNTIME)
     assert runtime is not None
     baseline = all_recipes()[0]
-    assert min_runtime_version(runtime, baseline, 17) == "1.12"
-    assert min_runtime_version(runtime, baseline, 13) == "1.10"
-    assert min_runtime_version(runtime, baseline, 27) == runtime.version
+
+    def demanded(opset: int, *operators: str) -> str:
+        held = dict.fromkeys(operators, 1)
+        facts = ModelFacts(size_bytes=1000, opset=opset, ir=8, operators=held)
+        return min_runtime_version(runtime, baseline, facts)
+
+    assert demanded(17) == "1.12"
+    assert demanded(13) == "1.10"
+    assert demanded(27) == runtime.version
+    assert demanded(13, "Conv", "com.microsoft:QuickGelu") == "1.14"
+    assert demanded(17, "com.microsoft:Gelu", "com.microsoft:ScaledSiLU") == "1.31"
+
+
+@pytest.mark.parametrize(
+    ("operator", "first"),
+    [
+        ("com.microsoft:ScaledSiLU", "1.31"),
+        ("com.microsoft:GatedRMSNorm", "1.30"),
+        ("com.microsoft:CausalConvWithState", "1.26"),
+        ("DeformConv", "1.25"),
+    ],
+)
+def test_operator_that_came_after_the_profiles_runtime_is_refused(
+    operator: str, first: str
+) -> None:
+    given = ModelFacts(size_bytes=1000, opset=19, ir=9, operators={"Conv": 1, operator: 2})
+    said = f"operator {operator}, which onnxruntime 1.23.2 of jetson-orin-nano .* {first}"
+    with pytest.raises(Refused, match=said):
+        plan(edgekit_profiles.load("jetson-orin-nano"), given=given, normalized=given)
+    assert ids(plan(edgekit_profiles.load("raspberry-pi-5"), given=given, normalized=given))
+
+
+def test_operator_that_simplification_brought_costs_the_recipes_and_not_the_model() -> None:
+    fused = ModelFacts(
+        size_bytes=1000,
+        opset=17,
+        ir=8,
+        weighted={"Conv": 3},
+        operators={"com.microsoft:ScaledSiLU": 1},
+    )
+    made = plan(edgekit_profiles.load("jetson-orin-nano"), normalized=fused)
+    assert ids(made) == {"float32"}
+    assert "ScaledSiLU, which onnxruntime has since 1.31" in why_not(made, "float32-optimized")
 
 
 def test_recipe_ids_are_unique_and_each_has_needs() -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgekit_profiles
+from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import FEATURES, RuntimeKind
 from edgekit_converters import graph
@@ -20,7 +21,8 @@ from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
 from edgekit_converters.quantization.halves import compute_in_half
 from edgekit_converters.quantization.int16 import quantize_16x8
 from edgekit_converters.recipes import BASELINE, all_recipes, find_recipe
-from edgekit_converters.recipes.recipe import Ingredients
+from edgekit_converters.recipes.recipe import Ingredients, Recipe
+from edgekit_converters.runtime_operators import newer_than
 from edgekit_runtime.backend_onnxruntime import is_ort_format
 from edgekit_runtime.session import open_session
 
@@ -103,7 +105,7 @@ def test_float16_arithmetic_needs_a_core_that_has_it(profile: str, expected: str
     assert (reason is None) if expected is None else (reason is not None and expected in reason)
 
 
-def network(directory: Path) -> Path:
+def network(directory: Path, *, classes: int = 40) -> Path:
     """Convolutions with a residual sum between, and a Gemm."""
 
     def weight(name: str, *shape: int) -> TensorProto:
@@ -124,12 +126,12 @@ def network(directory: Path) -> Path:
         nodes,
         "network",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8, 12, 12])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 40])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", classes])],
         [
             weight("w", 32, 8, 3, 3),
             weight("b", 32),
             weight("dd", 32, 1, 3, 3),
-            weight("ggg", 32, 40),
+            weight("ggg", 32, classes),
             numpy_helper.from_array(np.array(0, np.float32), "low"),
             numpy_helper.from_array(np.array(np.inf, np.float32), "high"),
         ],
@@ -171,6 +173,25 @@ def test_int16_activations_change_less_than_8_bit_weights_alone_do(tmp_path: Pat
     assert 0 < error(path, out) < 0.01
     with pytest.raises(Refused, match="no node"):
         quantize_16x8(path, out, ranges={})
+
+
+OLDEST = "1.12"
+"""The first onnxruntime whose operators are known."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [r for r in all_recipes()[1:] if r.needs.runtime is RuntimeKind.ONNXRUNTIME],
+    ids=lambda recipe: recipe.id,
+)
+def test_recipe_makes_only_operators_of_the_runtime_that_it_names(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    path, out = network(tmp_path, classes=2048), tmp_path / "out.onnx"
+    ranges = {name: Range(low=-8.0, high=8.0) for name in ("x", "c", "k", "d", "a", "p", "f", "y")}
+    recipe.make(Ingredients(given=path, normalized=path, ranges=ranges, out=out))
+    named = max(OLDEST, recipe.needs.min_runtime_version, key=version_tuple)
+    assert newer_than(named, read_facts(out).operators) == {}
 
 
 def test_file_of_the_runtimes_own_format_is_known_by_its_contents(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
 """onnxruntime's own file format: a model that is optimized beforehand and loads without parsing.
 
 Optimizations are those of any CPU: ones for the core that builds would not fit another. Found by
-trying: files of onnxruntime 1.32 load in 1.20.1, 1.22.1 and 1.23.2.
+trying: files of onnxruntime 1.32 load in 1.20.1, 1.22.1 and 1.23.2, if these have all operators
+that the optimizer put in.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from edgekit_contract.errors import Refused
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
+from edgekit_converters.runtime_operators import named_in_ort_format, newer_than
 
 __all__ = ["RECIPES"]
 
 _STEP: Final = 1e-4
 """As of float32: fused operators sum in another order."""
+_OLDEST: Final = "1.20"
 
 
 def _make(ingredients: Ingredients) -> None:
@@ -27,13 +31,17 @@ def _make(ingredients: Ingredients) -> None:
     onnxruntime.InferenceSession(
         str(ingredients.normalized), settings, providers=["CPUExecutionProvider"]
     )
+    held = named_in_ort_format(ingredients.out.read_bytes())
+    if newer := newer_than(_OLDEST, held):
+        named = ", ".join(sorted(newer))
+        raise Refused(f"optimized, it uses {named}, which onnxruntime {_OLDEST} does not have.")
 
 
 RECIPES: Final = (
     Recipe(
         id="ort-format",
         title="onnxruntime's format: optimized beforehand",
-        needs=Needs(min_runtime_version="1.20"),
+        needs=Needs(min_runtime_version=_OLDEST),
         make=_make,
         output_step=_STEP,
     ),
