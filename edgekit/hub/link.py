@@ -2,8 +2,9 @@
 
 Invariants: what is retained is published again, whole, after every reconnect, so that the broker
 need not remember anything. A device has at most `FETCHES_PER_DEVICE` requests in the works; more
-are answered BUSY, and what does not fit the queue at all is dropped: the device asks again. No
-device can make the hub send what the broker would drop it for, nor log without end.
+are answered BUSY, as are those that the disk fails, and what does not fit the queue at all is
+dropped: the device asks again. No device can make the hub send what the broker would drop it for,
+nor log without end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edgekit.hub.depot import BUSY, NOT_FOUND, Depot
+from edgekit.hub.depot import BUSY, Depot
 from edgekit.hub.fleet import Fleet
 from edgekit_contract import limits, messages, names, topics
 from edgekit_contract.errors import MessageRejected
@@ -201,8 +202,10 @@ class Link:
         try:
             return await asyncio.to_thread(self._depot.read, fetch)
         except OSError as error:
+            # not NOT_FOUND: a device takes that for the end of the chain of root metadata, and of
+            # an update for a failed one; what the disk may give again is asked for again
             _log.error("cannot read %s: %s", fetch.resource, error)
-            return NOT_FOUND
+            return BUSY
 
     async def _retaining(self, client: aiomqtt.Client) -> None:
         self._out |= {(r.device, r.kind): r.payload for r in self._retained()}

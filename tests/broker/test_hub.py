@@ -143,6 +143,18 @@ def test_what_is_not_published_is_not_found(
             assert device.chunks[resource.encode()].status is ChunkStatus.NOT_FOUND
 
 
+def test_what_the_hubs_disk_does_not_give_is_not_said_to_be_missing(
+    lab: Fleet, broker: Mosquitto, join: Callable[[str], Client]
+) -> None:
+    """A device takes NOT_FOUND of the next root metadata for the end of the chain."""
+    (lab.directory / "tuf/metadata/2.root.json").mkdir()  # opens, and cannot be read
+    with RunningHub(lab):
+        device = join("pi-1")
+        device.fetch("pi-1", Fetch(resource="metadata/2.root.json"), b"root")
+        eventually(lambda: b"root" in device.chunks)
+    assert device.chunks[b"root"].status is ChunkStatus.BUSY
+
+
 class _StuckDepot(Depot):
     def __init__(self) -> None:
         super().__init__(Path("/nonexistent"))
