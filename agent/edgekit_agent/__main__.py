@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from edgekit_contract.errors import EdgekitError, Misused
 
@@ -121,12 +121,18 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"edgekit-agent {version('edgekit')}")
+        print(f"edgekit-agent {version('edgekit')}", flush=True)
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words in one sentence."""
+        self.exit(EXIT_MISUSED, f"edgekit-agent: {message}: see {self.prog} --help.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="edgekit-agent", description="Keeps a device's models as the fleet's hub wants them."
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -164,16 +170,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script and of `python -m edgekit_agent`."""
-    options = _parser().parse_args(arguments)
-    call: Callable[[argparse.Namespace], int] = options.call
     try:
-        return call(options)
+        options = _parser().parse_args(arguments)
+        call: Callable[[argparse.Namespace], int] = options.call
+        code = call(options)
+        sys.stdout.flush()
+        return code
     except EdgekitError as error:
         print(f"edgekit-agent: {error}", file=sys.stderr)
         return EXIT_MISUSED if isinstance(error, Misused) else EXIT_REFUSED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_REFUSED
+    except OSError as error:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        said = (error.strerror or str(error)).rstrip(".").lower()
+        print(f"edgekit-agent: {place}{said}; see to it, then run it again.", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
-from edgekit_contract.errors import EdgekitError, Misused
+from edgekit_contract.errors import EdgekitError, Misused, printable
 
 __all__ = ["run"]
 
@@ -50,13 +51,15 @@ def run(table: Mapping[str, str], help_lines: Mapping[str, str]) -> NoReturn:
     )
     group = click.version_option(package_name="edgekit", prog_name="edgekit")(group)
     try:
-        code = group.main(standalone_mode=False)
+        code = group.main(prog_name="edgekit", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(EXIT_MISUSED)
+    except click.ClickException as error:
+        _fail(_usage(error), EXIT_MISUSED)
     except click.Abort:
         _fail("stopped.", EXIT_INTERRUPTED)
     except EdgekitError as error:
@@ -67,6 +70,8 @@ def run(table: Mapping[str, str], help_lines: Mapping[str, str]) -> NoReturn:
         # whoever read our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        _fail(_from_system(error), EXIT_REFUSED)
     except ModuleNotFoundError as error:
         if (error.name or "edgekit").startswith("edgekit"):
             raise
@@ -77,6 +82,40 @@ def run(table: Mapping[str, str], help_lines: Mapping[str, str]) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _usage(error: click.ClickException) -> str:
+    """What click says of a wrong command line, as one sentence."""
+    text = " ".join(error.format_message().split()).rstrip(".?").replace(". Did", "; did")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "edgekit"
+    return f"{text[:1].lower()}{text[1:]}: see {command} --help."
+
+
+_ADVICE: Final = {
+    errno.ENOSPC: "make room, then run it again",
+    errno.EDQUOT: "make room, then run it again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), then run it again",
+    errno.EACCES: "run it as a user who may do that, or choose another place",
+    errno.EPERM: "run it as a user who may do that, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "check the path",
+    errno.EADDRINUSE: "stop what uses it, or choose another",
+}
+
+
+def _from_system(error: OSError) -> str:
+    """What the system refused that no command expects, as one sentence."""
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    said = (error.strerror or str(error)).rstrip(".").lower()
+    advice = _ADVICE.get(error.errno or 0, "see to it, then run it again")
+    return printable(f"{place}{said}; {advice}.")
+
+
 def _fail(sentence: str, code: int) -> NoReturn:
+    """Say one sentence on stderr and exit, whatever has become of stdout."""
     click.echo(f"edgekit: {sentence}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # at exit Python would try again, and say so in its own words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

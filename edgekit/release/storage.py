@@ -55,8 +55,10 @@ def write_temporary(path: Path, fill: Callable[[BinaryIO], object], *, mode: int
             fill(stream)
             stream.flush()
             os.fsync(descriptor)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # what a full disk does not say
         raise
     return temporary
 
