@@ -22,7 +22,7 @@ from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
-from edgekit.build.pack import Contents, Packed, check_output, report_bytes, seal, write
+from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
@@ -81,12 +81,18 @@ class BuildResult:
 def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildResult:
     """Make the best bundle of a model for each profile.
 
-    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do.
+    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do;
+    an output directory that was made for it is gone then.
     """
+    if request.dry_run:
+        return _build(request, progress)
+    with open_output(request.output):
+        return _build(request, progress)
+
+
+def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
     began = time.monotonic()
     watch = Stopwatch(progress or Silent())
-    if not request.dry_run:
-        check_output(request.output)
     calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:

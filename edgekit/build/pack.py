@@ -7,7 +7,9 @@ disk has taken all of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ __all__ = [
     "OverBudget",
     "Packed",
     "Sealed",
-    "check_output",
+    "open_output",
     "report_bytes",
     "seal",
     "write",
@@ -101,18 +103,31 @@ class Packed:
     signed: bool
 
 
-def check_output(directory: Path) -> None:
-    """Make the output directory and prove that it can be written to. Errors: `Misused`."""
+@contextlib.contextmanager
+def open_output(directory: Path) -> Iterator[None]:
+    """Make the output directory and prove that it can be written to. Errors: `Misused`.
+
+    Where the block raises, what was made here goes, unless there is something in it by then.
+    """
+    above = [directory, *directory.parents]
+    made = list(itertools.takewhile(lambda path: not path.exists(), above))
     probe = directory / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise Misused(
-            f"the output directory {directory} cannot be written to ({error.strerror}): "
-            f"{_OUTPUT_HINT}."
-        ) from error
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.touch(exist_ok=False)
+            probe.unlink()
+        except OSError as error:
+            raise Misused(
+                f"the output directory {directory} cannot be written to ({error.strerror}): "
+                f"{_OUTPUT_HINT}."
+            ) from error
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # there is something in it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from edgekit.cli.output import emit, json_option, remark, table
 from edgekit.cli.progress import for_terminal
-from edgekit.cli.report import format_of, write_report
+from edgekit.cli.report import check_place, format_of, write_report
 from edgekit_contract.errors import Misused
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ def build(
         _describe(model, [given.get("validation"), given.get("calibration")]), **given
     )
     if report_file is not None:
-        format_of(report_file)  # said before an hour of work, not after it
+        # said before an hour of work, not after it
+        format_of(report_file)
+        output = Path(project.output or ".")
+        if output.is_dir() or report_file.parent.absolute() != output.absolute():
+            check_place(report_file)
     signs = project.key is not None and not dry_run
     result = run(
         project.request(key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from edgekit_contract.errors import Misused
 if TYPE_CHECKING:
     from edgekit.build.rendering import Format
 
-__all__ = ["format_of", "report", "write_report"]
+__all__ = ["check_place", "format_of", "report", "write_report"]
 
 
 @click.command()
@@ -40,6 +41,22 @@ def report(bundle: Path, kind: str | None, output: Path | None, as_json: bool) -
     remark("not verified: this is what the bundle says; `edgekit verify` proves it.")
 
 
+def check_place(output: Path) -> None:
+    """Prove that a report can be written there, before there is one. Errors: `Misused`."""
+    from edgekit.release.storage import write_temporary
+
+    try:
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        write_temporary(output, lambda stream: None).unlink()
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+
+
+def _cannot_write(output: Path, error: OSError) -> Misused:
+    return Misused(f"cannot write {output}: {error.strerror}; choose another place for it.")
+
+
 def write_report(bundle: Path, output: Path, kind: Format | None = None) -> None:
     """Write a bundle's report, in the format that the name asks for. Errors: `Misused`."""
     from edgekit.build.rendering import open_subject, render
@@ -49,9 +66,7 @@ def write_report(bundle: Path, output: Path, kind: Format | None = None) -> None
     try:
         write_file(output, text.encode())
     except OSError as error:
-        raise Misused(
-            f"cannot write {output}: {error.strerror}; choose another with -o."
-        ) from error
+        raise _cannot_write(output, error) from error
 
 
 def format_of(path: Path) -> Format:

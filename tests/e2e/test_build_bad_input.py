@@ -46,6 +46,12 @@ def test_truncated_tflite_is_refused(tmp_path: Path) -> None:
     assert "m.tflite" in text
 
 
+@pytest.mark.parametrize("data", [b"hello, world", MODEL.read_bytes()[:5000]])
+def test_file_that_is_named_tflite_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
+    text = refusal(tmp_path, model=file(tmp_path / "m.tflite", data))
+    assert text.startswith("m.tflite is not a LiteRT model") and "ONNX" not in text
+
+
 def test_missing_model_is_wrong_usage(tmp_path: Path) -> None:
     assert "check the path" in refusal(tmp_path, Misused, model=tmp_path / "absent.onnx")
 
@@ -225,6 +231,28 @@ def test_output_directory_that_cannot_be_is_wrong_usage(tmp_path: Path) -> None:
     assert "cannot be written to" in last_line(done)
 
 
+def test_what_a_refused_build_made_above_its_output_goes_and_what_was_there_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").mkdir()
+    out = tmp_path / "there" / "a" / "b"
+    done = edgekit("build", str(tmp_path / "m.onnx"), "--profile", "demo-small", "-o", str(out))
+    assert done.returncode == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_report_that_cannot_be_written_is_said_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "d.html").mkdir()
+    for place in (tmp_path / "nodir" / "x.html", tmp_path / "d.html"):
+        done = edgekit(
+            "build", str(MODEL), "--profile", "demo-small", "--recipe", "float32",
+            "--report", str(place), "-o", str(tmp_path / "out"),
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert last_line(done).startswith(f"edgekit: cannot write {place}: ")
+        assert not (tmp_path / "out").exists()
+
+
 def test_full_disk_while_packing_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     # the bundle is the first file of the build that is larger than this
@@ -234,7 +262,7 @@ def test_full_disk_while_packing_leaves_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "nothing was written" in last_line(done)
-    assert list(out.iterdir()) == []
+    assert not out.exists()
 
 
 TWO = ("--profile", "demo-small", "--profile", "raspberry-pi-4")
@@ -294,7 +322,7 @@ def test_full_scratch_disk_is_refused_with_what_to_do(tmp_path: Path, size: str)
     assert done.returncode == 1, done.stderr
     said = last_line(done)
     assert str(small) in said and "No space left" in said and "set TMPDIR" in said
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_passphrase_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from edgekit_converters.proof import Signature
 __all__ = ["Source", "open_source", "sha256_of"]
 
 _TFLITE_MAGIC: Final = b"TFL3"
+_LITERT_SUFFIXES: Final = (".tflite", ".lite")
 _ONNX_FILE: Final = "edgekit_converters.sources.onnx_file"
 _HASH_BYTES: Final = 1 << 20
 
@@ -80,6 +81,11 @@ def open_source(
     except OSError as error:
         raise Misused(f"cannot read {origin}: {error.strerror}; check the path.") from error
     kind = RuntimeKind.LITERT if head[4:8] == _TFLITE_MAGIC else RuntimeKind.ONNXRUNTIME
+    if kind is not RuntimeKind.LITERT and origin.suffix.lower() in _LITERT_SUFFIXES:
+        raise Refused(
+            f"{origin.name} is not a LiteRT model (it does not begin as one): export or download "
+            "it again."
+        )
     step = f"reading {origin.name}"
     bounds = isolation.limits_for(size)
     try:
