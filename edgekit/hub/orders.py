@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import secrets
 from datetime import datetime, timedelta
@@ -13,8 +14,17 @@ from edgekit.hub import invitation
 from edgekit.hub.authority import fingerprint
 from edgekit.hub.fleet import Fleet
 from edgekit.hub.invitation import Invitation, Token
-from edgekit.hub.rollout import Assignment, Rollout, RolloutStatus, Standing, check_selector
+from edgekit.hub.rollout import (
+    Assignment,
+    Rollout,
+    RolloutStatus,
+    Standing,
+    check_selector,
+    chosen_devices,
+    chosen_profile,
+)
 from edgekit.hub.store import Store
+from edgekit.release.releases import Release
 from edgekit.release.repository import Repository
 from edgekit_contract import names
 from edgekit_contract.errors import Misused
@@ -113,13 +123,35 @@ def start_rollout(
     selector: str,
     now: datetime,
 ) -> Started:
-    """Begin a rollout of a release. Errors: `UnknownRelease`, `Misused`, `RepositoryDamaged`."""
-    repository.release(model, version)
+    """Begin a rollout of a release; unfinished ones of its model end by it.
+
+    Errors: `UnknownRelease`, `RepositoryDamaged`, and `Misused` where the selector names what the
+    fleet does not have. Nothing has changed then.
+    """
+    release = repository.release(model, version)
+    _check_known(store, check_selector(selector), release)
     rollout = Rollout(
         id=secrets.token_hex(4),
         model=model,
         version=version,
-        selector=check_selector(selector),
+        selector=selector,
         started_at=now.timestamp(),
     )
     return Started(rollout=rollout, superseded=tuple(store.ledger.start(rollout)))
+
+
+def _check_known(store: Store, selector: str, release: Release) -> None:
+    """Demand devices that the fleet has, and a profile of one or of a bundle. Errors: `Misused`."""
+    invited = {i.device: i.profile for i in store.registry.invitations()}
+    known = invited | {row.id: row.profile for row in store.registry.devices()}
+    for device in chosen_devices(selector):
+        if device not in known:
+            near = difflib.get_close_matches(device, known, 1)
+            hint = f"did you mean {near[0]}? (" if near else "choose from those there are ("
+            raise Misused(f"there is no device {device!r}: {hint}edgekit devices list).")
+    profile = chosen_profile(selector)
+    if profile is not None and profile not in {*known.values(), *release.bundles}:
+        raise Misused(
+            f"no device is of the profile {profile!r}, and {release.title} has no bundle for it "
+            "(edgekit devices list)."
+        )

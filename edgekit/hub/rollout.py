@@ -30,6 +30,8 @@ __all__ = [
     "Wave",
     "act",
     "check_selector",
+    "chosen_devices",
+    "chosen_profile",
     "in_force",
     "permitted",
     "plan",
@@ -193,13 +195,23 @@ def check_selector(selector: str) -> str:
     return selector
 
 
+def chosen_profile(selector: str) -> str | None:
+    """The profile whose devices a selector chooses, where it does."""
+    return selector.partition(":")[2] if selector.startswith("profile:") else None
+
+
+def chosen_devices(selector: str) -> tuple[str, ...]:
+    """The ids that a selector names; empty where it goes by something else."""
+    return () if selector == ALL or ":" in selector else tuple(selector.split(","))
+
+
 def selects(selector: str, device: str, view: DeviceView) -> bool:
     """Whether a device belongs to a rollout."""
     if selector == ALL:
         return True
-    if selector.startswith("profile:"):
-        return view.profile == selector.partition(":")[2]
-    return device in selector.split(",")
+    if (profile := chosen_profile(selector)) is not None:
+        return view.profile == profile
+    return device in chosen_devices(selector)
 
 
 def in_force(rollouts: Iterable[Rollout]) -> dict[str, Rollout]:
