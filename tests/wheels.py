@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["ROOT", "build_wheel", "environment", "interpreters", "run"]
+__all__ = ["ROOT", "build_wheel", "clean_environment", "environment", "interpreters", "run"]
 
 ROOT = Path(__file__).parents[1]
 

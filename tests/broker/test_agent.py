@@ -15,17 +15,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from agents import PATIENCE_S, QUICK, variant, wait_for
-from fleets import eventually, identity, make_fleet, publish_bundles, utc_now
+from enrolled import enrolled, turn
+from fleets import eventually, make_fleet, publish_bundles, utc_now
 from hubs import RunningHub
 from mosquitto import Mosquitto
 
-import edgekit_profiles
 from edgekit.hub import orders
 from edgekit.hub.depot import Depot
 from edgekit.hub.fleet import Fleet
-from edgekit_agent import config
 from edgekit_agent.clock import SystemClock
-from edgekit_agent.config import DeviceConfig, Knobs
 from edgekit_agent.enrolment import enrol
 from edgekit_agent.status_socket import ask
 from edgekit_contract.errors import Misused, Refused
@@ -103,34 +101,8 @@ class Process:
         wait_for(lambda: self.serves(version), f"{version}\n{self.log.read_text()}")
 
 
-def join(fleet: Fleet, directory: Path, device: str, *, knobs: Knobs = KNOBS) -> Process:
-    """A device directory as enrolment leaves it."""
-    files = identity(fleet, device, directory.parent / "identities")
-    (directory / "identity").mkdir(parents=True)
-    (directory / "tuf").mkdir()
-    shutil.copy(files.certificate, directory / "identity" / "device.pem")
-    shutil.copy(files.key, directory / "identity" / "device.key")
-    shutil.copy(files.root_ca, directory / "identity" / "root-ca.pem")
-    (directory / "tuf" / "root.json").write_bytes(fleet.repository.first_root())
-    (directory / "profile.toml").write_bytes(edgekit_profiles.text("demo-small"))
-    settings = DeviceConfig(
-        id=device,
-        fleet=fleet.name,
-        profile="demo-small",
-        hub_url="https://localhost",
-        mqtt_host="localhost",
-        mqtt_port=fleet.settings.mqtt_port,
-    )
-    (directory / "device.toml").write_text(config.render(settings))
-    turn(directory, knobs)
-    return Process(directory)
-
-
-def turn(directory: Path, knobs: Knobs) -> None:
-    """Append knobs to a device.toml."""
-    given = {k: v for k, v in msgspec.structs.asdict(knobs).items() if v is not None}
-    with (directory / "device.toml").open("a") as stream:
-        stream.writelines(f"{name} = {value}\n" for name, value in given.items())
+def join(fleet: Fleet, directory: Path, device: str) -> Process:
+    return Process(enrolled(fleet, directory, device, knobs=KNOBS))
 
 
 def release(fleet: Fleet, tmp_path: Path, version: str, *, ballast_bytes: int = 0) -> None:
