@@ -91,6 +91,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     objective: Objective
     build_s: float
+    running_s: float
+    """The float model, one thread, once over the same data (calibration and validation)."""
     peak_rss_bytes: int
     """The build's processes together; memory that they share counts for each."""
     report: Report
@@ -100,6 +102,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def choice(self) -> Way:
         return self.ways[1]
+
+    @property
+    def to_running(self) -> float:
+        """The build's time as a multiple of that of running the float model once."""
+        return self.build_s / self.running_s
 
     @property
     def lost(self) -> float:
@@ -190,6 +197,17 @@ def built(real: RealModel, objective: Objective, output: Path) -> tuple[float, i
     return seconds, peak, report, bundle
 
 
+def running_s(real: RealModel) -> float:
+    """Seconds to run the float model once over all samples that the build gets."""
+    kind = RuntimeKind.LITERT if real.model.suffix == ".tflite" else RuntimeKind.ONNXRUNTIME
+    session = open_session(kind, real.model, SessionOptions(threads=1))
+    began = time.perf_counter()
+    for data in (real.calibration, real.validation):
+        for sample in open_data(str(data)).samples(session.inputs) if data else ():
+            session.run(sample.feeds)
+    return time.perf_counter() - began
+
+
 def _tree_bytes(pid: int) -> int:
     found = 0
     try:
@@ -274,6 +292,7 @@ def measured(
             peers.make(real, way, home)
             for way in (peers.WAYS if with_peers and real.model.suffix == ".onnx" else ())
         ]
+        once_s = running_s(real)
         for objective in objectives:
             _say(f"{real.name}, {objective.value}")
             seconds, peak, report, bundle = built(real, objective, home / objective.value)
@@ -285,6 +304,7 @@ def measured(
                 model=real.name,
                 objective=objective,
                 build_s=seconds,
+                running_s=once_s,
                 peak_rss_bytes=peak,
                 report=report,
                 ways=compared(real, report, [choice, *by_peers]),
@@ -310,7 +330,7 @@ def as_markdown(entries: list[Entry]) -> str:
     """The tables of docs/benchmarks.md, and every candidate."""
     titles = (
         "model", "chosen", "metric", "float32 -> chosen", "size", "latency", "bar", "build s",
-        "MiB", "best peer", "its metric", "size", "latency",
+        "to running", "MiB", "best peer", "its metric", "size", "latency",
     )  # fmt: skip
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     lines += [_summary(entry) for entry in entries]
@@ -336,6 +356,7 @@ def _summary(entry: Entry) -> str:
         _ratio(after.latency),
         "; ".join(entry.broken()) or "holds",
         f"{entry.build_s:.0f}",
+        f"{entry.to_running:.1f}",
         f"{entry.peak_rss_bytes >> 20}",
     ]
     best = entry.best_peer()

@@ -19,13 +19,14 @@ SHORT = {
     "sensitivity": ("--short",),
     "transfer": ("--mib", "2", "--rounds", "1"),
 }
-"""`build_real_models` runs the builds of test_build_real_models.py again; it has no short form."""
+LONG = ("build_real_models", "demo")
+"""They do what test_build_real_models.py and test_demo.py do again, and have no short form."""
 NO_PROGRAMS = ("machine", "minilm", "more_models", "peers", "real_models")
 
 
 def test_every_benchmark_is_run_or_said_not_to_be() -> None:
     modules = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert modules == {*SHORT, *NO_PROGRAMS, "build_real_models"}
+    assert modules == {*SHORT, *NO_PROGRAMS, *LONG}
 
 
 @pytest.mark.parametrize("name", sorted(SHORT))
