@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 
+from edgekit.build.sbom import SBOM_PATH, sbom_bytes
 from edgekit.release.keys import PrivateKey
 from edgekit.release.storage import TEMPORARY_PREFIX, sync_directory, write_temporary
 from edgekit_contract import limits, names
@@ -147,7 +148,10 @@ def seal(contents: Contents, key: PrivateKey | None) -> Sealed:
     Errors: `OverBudget`; `BundleRejected` where a limit of the format is broken.
     """
     members = _members(contents)
-    manifest = _manifest(contents, members)
+    files = [_entry(path, source) for path, source in members.items()]
+    members[SBOM_PATH] = _sbom(contents, files)
+    files.append(_entry(SBOM_PATH, members[SBOM_PATH]))
+    manifest = _manifest(contents, tuple(sorted(files, key=lambda file: file.path)))
     _check_budget(contents, manifest)
     envelope = sign(manifest, [(key.keyid, key.sign)] if key else [])
     return Sealed(
@@ -219,8 +223,21 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
     return members
 
 
-def _manifest(contents: Contents, members: Mapping[str, Path | bytes]) -> Manifest:
-    files = tuple(_entry(path, source) for path, source in sorted(members.items()))
+def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
+    return sbom_bytes(
+        name=contents.name,
+        version=contents.version,
+        profile=contents.profile.name,
+        runtime=contents.runtime.kind,
+        min_runtime_version=contents.min_runtime_version,
+        model=_MODEL_PATHS[contents.runtime.kind],
+        # the report tells of the search, of which no two runs are the same
+        files=[file for file in files if file.path != _REPORT_PATH],
+        provenance=contents.provenance,
+    )
+
+
+def _manifest(contents: Contents, files: tuple[FileEntry, ...]) -> Manifest:
     profile, runtime = contents.profile, contents.runtime
     return Manifest(
         name=contents.name,

@@ -77,14 +77,15 @@ def _print(result: DemoResult, *, as_json: bool) -> None:
         return
     click.echo("")
     table(
-        ("release", "what it is", *DEVICES, "answered", "failed"),
+        ("release", "what it is", *DEVICES, "answered", "failed", "seconds"),
         [
             (
                 chapter.version,
                 chapter.about,
-                *(chapter.endings[device] for device in DEVICES),
+                *(f"{chapter.endings[d]} in {chapter.phases[d]}" for d in DEVICES),
                 str(chapter.served),
                 str(chapter.failed),
+                f"{chapter.seconds:.0f}",
             )
             for chapter in result.chapters
         ],

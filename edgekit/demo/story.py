@@ -85,11 +85,14 @@ class Chapter:
     about: str
     endings: dict[str, str] = field(default_factory=dict)
     """Device to how it ended there."""
+    phases: dict[str, str] = field(default_factory=dict)
+    """Device to the phase in which that was decided."""
     served: int = 0
     """Live requests answered by this version."""
     failed: int = 0
     """Live requests that failed while it was rolled out."""
     seconds: float = 0.0
+    """From its rollout to its end on the last device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,13 +240,15 @@ def _follow(
                 steps[device].append(event.phase.value)
             elif event.kind is EventKind.OUTCOME and event.outcome is not None:
                 chapter.endings[device] = event.outcome.value
+                chapter.phases[device] = event.phase.value if event.phase is not None else ""
                 text = "" if event.outcome is OutcomeKind.COMMITTED else f": {event.text}"
                 tell(f"  {device:<9} {' > '.join(steps[device])}")
                 tell(f"  {'':<9} {event.outcome.value}{text}")
-                if event.outcome is not plot.ending:
+                if (event.outcome, event.phase) != (plot.ending, plot.phase):
                     raise WentWrong(
-                        f"{plot.version} ended as {event.outcome.value} on {device}, "
-                        f"not {plot.ending.value}: see {stage.directory / 'logs'}."
+                        f"{plot.version} ended as {event.outcome.value} in "
+                        f"{chapter.phases[device]} on {device}, not {plot.ending.value} in "
+                        f"{plot.phase.value}: see {stage.directory / 'logs'}."
                     )
         stage.start_traffic(samples)
         return chapter.endings.keys() == steps.keys() and stage.traffic.keys() == steps.keys()

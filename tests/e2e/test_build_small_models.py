@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import onnx
@@ -178,3 +180,10 @@ def test_same_variant_packs_to_the_same_bytes_but_for_the_report(
     )
     assert first == second
     assert bundles[0].golden == bundles[1].golden
+    assert "files/sbom.json" in first
+    with zipfile.ZipFile(next((tmp_path / "a").glob("*.ekb"))) as archive:
+        bill = json.loads(archive.read("files/sbom.json"))
+    named = {file["name"]: file["hashes"][0]["content"] for file in bill["components"][1:]}
+    model = bill["metadata"]["component"]["hashes"][0]["content"]
+    del first["files/sbom.json"]
+    assert named | {bundles[0].model: model} == first
