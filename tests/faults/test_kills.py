@@ -25,7 +25,8 @@ from agents import (
 
 from edgekit_agent import journal as journals
 from edgekit_agent.slots import Slots
-from edgekit_contract.messages import EventKind, Phase
+from edgekit_agent.supervisor import Supervisor
+from edgekit_contract.messages import EventKind, OutcomeKind, Phase
 
 UPDATERS = [
     Phase.CHECK,
@@ -81,13 +82,20 @@ def leave_no_orphans(device: Path) -> None:
         time.sleep(0.05)
 
 
-def workers(device: Path) -> int:
-    """How many run for this device."""
-    return sum(
-        any(str(device) in part for part in command) and "edgekit_agent.worker" in command
+def worker_ids(device: Path) -> list[int]:
+    """Processes of this device's workers."""
+    return [
+        process.pid
         for process in psutil.Process().children()
         if (command := process.cmdline())
-    )
+        and any(str(device) in part for part in command)
+        and "edgekit_agent.worker" in command
+    ]
+
+
+def workers(device: Path) -> int:
+    """How many run for this device."""
+    return len(worker_ids(device))
 
 
 def is_whole(agent: Agent, version: str) -> bool:
@@ -128,6 +136,34 @@ def test_a_killed_updater_is_begun_again_while_the_old_release_serves(
         assert len(killed) == 1
         assert "SIGKILL" in link.texts(EventKind.RETRY)[0]
         assert link.outcomes()[-1] == ("committed", "1.1")
+
+
+def test_an_incoming_worker_that_is_killed_in_switch_is_given_up_while_the_old_one_serves(
+    device: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = DirectLink(shop.depot)
+    killed: list[int] = []
+    tick = Supervisor.tick
+
+    def tick_and_kill(supervisor: Supervisor) -> None:
+        tick(supervisor)
+        if supervisor.incoming is not None and not killed:
+            killed.append(supervisor.incoming.pid)
+            os.kill(supervisor.incoming.pid, signal.SIGKILL)
+
+    with running(device, link) as agent:
+        agent.wait(lambda: agent.serves("1.0"), "1.0")
+        (serving,) = worker_ids(device)
+        monkeypatch.setattr(Supervisor, "tick", tick_and_kill)
+        link.want(2, tiny="1.1")
+        agent.wait(lambda: (last := agent.last()) and last.version == "1.1", "the rollback")
+        assert len(killed) == 1
+        last = agent.last()
+        assert last is not None
+        assert last.kind is OutcomeKind.ROLLED_BACK
+        assert (last.phase, "SIGKILL" in last.reason) == (Phase.SWITCH, True)
+        agent.wait(lambda: is_whole(agent, "1.0"), "1.0")
+        assert worker_ids(device) == [serving]
 
 
 @pytest.mark.parametrize(
