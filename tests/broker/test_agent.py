@@ -12,10 +12,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
-from agents import PATIENCE_S, QUICK, variant, wait_for
-from enrolled import enrolled, turn
+from agent_processes import KNOBS, Process, join, turn
+from agents import PATIENCE_S, variant, wait_for
 from fleets import eventually, make_fleet, publish_bundles, utc_now
 from hubs import RunningHub
 from mosquitto import Mosquitto
@@ -25,13 +24,9 @@ from edgekit.hub.depot import Depot
 from edgekit.hub.fleet import Fleet
 from edgekit_agent.clock import SystemClock
 from edgekit_agent.enrolment import enrol
-from edgekit_agent.status_socket import ask
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.messages import Chunk, Event, EventKind, Fetch
 
-KNOBS = msgspec.structs.replace(
-    QUICK, reconnect_s=0.2, takeover_s=0.4, stall_s=60.0, request_timeout_s=1.0
-)
 EDGEKIT = str(Path(sys.executable).with_name("edgekit"))
 
 
@@ -50,59 +45,6 @@ def lab(tmp_path: Path) -> Fleet:
 def broker(lab: Fleet) -> Iterator[Mosquitto]:
     with Mosquitto(lab) as running:
         yield running
-
-
-class Process:
-    """`edgekit-agent run` on a device directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.log = directory.with_suffix(".log")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Process:
-        self.start()
-        return self
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgekit_agent", "run", "--dir", str(self.directory)],
-                stderr=log,
-            )
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        assert self._process is not None
-        self._process.send_signal(number)
-        code = self._process.wait(PATIENCE_S)
-        self._process = None
-        return code
-
-    def __exit__(self, *error: object) -> None:
-        if self._process is not None:
-            self.stop()
-
-    def state(self) -> dict[str, object]:
-        try:
-            return msgspec.json.decode(ask(self.directory), type=dict[str, object])
-        except (Refused, msgspec.DecodeError):
-            return {}
-
-    def connected(self) -> bool:
-        return self.state().get("connection") == "connected"
-
-    def serves(self, version: str) -> bool:
-        reported = self.state().get("reported")
-        model = reported.get("models", {}).get("tiny", {}) if isinstance(reported, dict) else {}
-        active = model.get("active") or {}
-        return bool(active.get("version") == version and model.get("phase", "idle") == "idle")
-
-    def wait_for(self, version: str) -> None:
-        wait_for(lambda: self.serves(version), f"{version}\n{self.log.read_text()}")
-
-
-def join(fleet: Fleet, directory: Path, device: str) -> Process:
-    return Process(enrolled(fleet, directory, device, knobs=KNOBS))
 
 
 def release(fleet: Fleet, tmp_path: Path, version: str, *, ballast_bytes: int = 0) -> None:

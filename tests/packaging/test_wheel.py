@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import QUICK
-from enrolled import enrolled
+from agent_processes import join
 from fleets import eventually, make_fleet
 from wheels import ROOT, build_wheel, clean_environment, environment, interpreters, run
 
@@ -74,7 +73,7 @@ def test_device_install_brings_no_host_distribution(device: Path) -> None:
 def test_agent_of_a_device_install_runs_an_enrolled_device_without_its_broker(
     device: Path, tmp_path: Path
 ) -> None:
-    where = enrolled(make_fleet(tmp_path / "fleet"), tmp_path / "d1", "d1", knobs=QUICK)
+    where = join(make_fleet(tmp_path / "fleet"), tmp_path / "d1", "d1").directory
     agent = device.parent / "edgekit-agent"
     log = tmp_path / "agent.log"
     with log.open("w") as stream:
