@@ -398,7 +398,7 @@ def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[
     if said and request.objective is Objective.LATENCY:
         said.append(
             "Objective latency chose by accuracy, where half of what may be lost counts as none, "
-            "then size."
+            "then size, and of about one size not what is slower here."
         )
     if said and request.max_ms is not None:
         said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")
