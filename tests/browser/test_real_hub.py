@@ -24,6 +24,7 @@ from edgekit_contract.messages import Desired, EventKind, OutcomeKind, Phase
 from edgekit_contract.topics import Kind
 
 OpenPage = Callable[..., Page]
+TakePicture = Callable[[Page, str], Path]
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def listens(port: int) -> bool:
 
 
 def test_a_device_on_the_broker_appears_takes_a_rollout_dies_and_recovers(
-    lab: Fleet, address: str, tmp_path: Path, open_page: OpenPage
+    lab: Fleet, address: str, tmp_path: Path, open_page: OpenPage, take_picture: TakePicture
 ) -> None:
     page = open_page(address)
     expect(page.get_by_role("heading", name="No device yet")).to_be_visible()
@@ -89,6 +90,7 @@ def test_a_device_on_the_broker_appears_takes_a_rollout_dies_and_recovers(
 
     report(None, generation=wanted.generation, phase=Phase.FETCH, target="1.1", progress=0.5)
     expect(page.get_by_role("region", name="Updating, by phase")).to_contain_text("Fetch")
+    take_picture(page, "rollout-updating")
     done = outcome(OutcomeKind.COMMITTED, "1.1", Phase.COMMIT)
     report("1.1", generation=wanted.generation, last=done)
     expect(page.locator(".wave")).to_contain_text("1 committed")
@@ -103,9 +105,14 @@ def test_a_device_on_the_broker_appears_takes_a_rollout_dies_and_recovers(
     expect(page.locator(".model .kpis")).to_contain_text("5.10 ms")
     expect(page.get_by_role("region", name="Event log")).to_contain_text("serves 1.1")
     page.wait_for_function("document.querySelectorAll('[data-chart] canvas').length === 3")
+    take_picture(page, "device-online")
+    for place, name in (("/", "overview"), ("/devices", "devices"), ("/devices/pi-1", "device")):
+        phone = open_page(f"{address}{place}", width=390, height=844, dark=True)
+        take_picture(phone, f"{name}-on-a-phone")
 
     device.vanish()
     expect(page.locator(".head")).to_contain_text("Unreachable")
+    take_picture(page, "device-unreachable")
     with Client(lab, identity(lab, "pi-1", tmp_path / "again"), will=last_words) as again:
         again.say("pi-1", online("a2"), Kind.STATUS, retain=True)
         expect(page.locator(".head")).to_contain_text("Online")
