@@ -56,6 +56,10 @@ def test_missing_model_is_wrong_usage(tmp_path: Path) -> None:
     assert "check the path" in refusal(tmp_path, Misused, model=tmp_path / "absent.onnx")
 
 
+OWN = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
+
+
 def _graph(node: onnx.NodeProto, *, domain: str = "", opset: int = 17) -> onnx.ModelProto:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -80,6 +84,15 @@ def test_opset_newer_than_the_profiles_runtime_is_refused(tmp_path: Path) -> Non
     profile = edgekit_profiles.load("jetson-orin-nano")
     text = refusal(tmp_path, model=path, profiles=(profile,))
     assert "opset 24" in text and "23" in text
+
+
+def test_operator_that_the_profiles_runtime_does_not_have_yet_is_refused(tmp_path: Path) -> None:
+    """The onnxruntime that builds has it, so loading the model tells nothing."""
+    path = tmp_path / "m.onnx"
+    onnx.save(_graph(helper.make_node("ScaledSiLU", ["x"], ["y"], domain=OWN), domain=OWN), path)
+    profile = edgekit_profiles.load("jetson-orin-nano")
+    text = refusal(tmp_path, model=path, profiles=(profile,))
+    assert f"{OWN}:ScaledSiLU, which onnxruntime {profile.runtimes[0].version} of" in text
 
 
 def test_profile_without_the_runtime_is_refused(tmp_path: Path) -> None:
