@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -209,6 +210,7 @@ class _Build:
             max_ms=request.max_ms,
             max_mb=request.max_mb,
             budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
+            ram_bytes=profile.budget.ram_mib * limits.MIB,
         )
         contest = Contest(
             plan=plan,
@@ -218,15 +220,18 @@ class _Build:
             bounds=bounds,
             on_target=on_target,
             search_time_s=request.search_time_s / len(self._plan.profiles),
+            peak_ram_bytes=partial(
+                peak_ram_bytes,
+                kind=plan.runtime.kind,
+                feeds=self._material.feeds,
+                threads=threads,
+            ),
         )
         verdict = contest.hold(
             self._search(plan, bench, bounds, threads=measured_threads, on_target=on_target)
         )
         variant = verdict.winner
         golden = self._golden_of(variant, plan)
-        peak = peak_ram_bytes(
-            variant.path, plan.runtime.kind, feeds=self._material.feeds, threads=threads
-        )
         report = Report(
             name=request.name,
             version=request.version,
@@ -248,7 +253,7 @@ class _Build:
                 *_host_remarks(plan, request, host),
                 *self._remarks(verdict, bench),
             ),
-            peak_ram_bytes=peak,
+            peak_ram_bytes=verdict.peak_ram_bytes,
             sensitivity=verdict.sensitivity,
             errors=_named(verdict.accuracy.errors, request.labels),
             model=model_card(self._material),
