@@ -159,11 +159,11 @@ class Kitchen:
 
     def noise(self) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, the noisiest first, measured when first asked for; empty
-        without ranges, and where it cannot be measured."""
+        where it cannot be measured."""
         if self._noise is None:
             self._noise = ()
             ranges = self.calibration.widest
-            if ranges:
+            if self.material.source.kind is RuntimeKind.ONNXRUNTIME:
                 arguments = {
                     "model": str(self.normalized),
                     "ranges": _told(ranges),
