@@ -59,6 +59,8 @@ class ModelFacts:
     for a LiteRT model those of their like."""
     nested_weighted: Mapping[str, int] = field(default_factory=dict)
     """The same inside subgraphs (If, Loop, Scan)."""
+    other_weights: tuple[str, ...] = ()
+    """Number formats other than float32 that such operators' weights have, such as `float16`."""
     parameters: int = 0
     """Elements of all initializers."""
 
@@ -87,6 +89,7 @@ def read_facts(path: Path) -> ModelFacts:
         operators=dict(sorted(graph.operators(model).items())),
         weighted=weighted,
         nested_weighted=nested,
+        other_weights=_other_weights(model.graph),
         parameters=sum(math.prod(t.dims) for g in graph.graphs(model.graph) for t in g.initializer),
     )
 
@@ -123,3 +126,20 @@ def weighted_nodes(current: GraphProto, *, known: frozenset[str] = frozenset()) 
 
 def _names_of_floats(current: GraphProto) -> frozenset[str]:
     return frozenset(t.name for t in current.initializer if t.data_type == TensorProto.FLOAT)
+
+
+def _other_weights(main: GraphProto) -> tuple[str, ...]:
+    kinds = {t.name: t.data_type for g in graph.graphs(main) for t in g.initializer}
+    found = {
+        kinds[node.input[at]]
+        for current in graph.graphs(main)
+        for node in current.node
+        if node.domain in graph.ONNX_DOMAINS
+        and (at := WEIGHTED_INPUTS.get(node.op_type)) is not None
+        and len(node.input) > at
+        and node.input[at] in kinds
+    }
+    return tuple(sorted(TensorProto.DataType.Name(kind).lower() for kind in found & _OTHERS))
+
+
+_OTHERS: Final = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})

@@ -223,6 +223,7 @@ class _Build:
             max_ms=request.max_ms,
             max_mb=request.max_mb,
             budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
+            ram_bytes=profile.budget.ram_mib * limits.MIB,
         )
         contest = Contest(
             plan=plan,
@@ -232,6 +233,12 @@ class _Build:
             bounds=bounds,
             on_target=on_target,
             search_time_s=request.search_time_s / len(self._plan.profiles),
+            peak_ram_bytes=lambda variant: peak_ram_bytes(
+                variant.path,
+                kind=variant.kind,
+                feeds=self._material.feeds,
+                threads=plan.runtime(variant.kind).threads,
+            ),
         )
         verdict = contest.hold(
             self._search(plan, bench, bounds, options=options, on_target=on_target)
@@ -239,9 +246,6 @@ class _Build:
         variant = verdict.winner
         runtime = plan.runtime(variant.kind)
         golden = self._golden_of(variant, plan)
-        peak = peak_ram_bytes(
-            variant.path, variant.kind, feeds=self._material.feeds, threads=runtime.threads
-        )
         report = Report(
             name=request.name,
             version=request.version,
@@ -265,7 +269,7 @@ class _Build:
                 *_host_remarks(plan, request, host),
                 *self._remarks(verdict, bench),
             ),
-            peak_ram_bytes=peak,
+            peak_ram_bytes=verdict.peak_ram_bytes,
             sensitivity=verdict.sensitivity,
             errors=_named(verdict.accuracy.errors, request.labels),
             model=model_card(self._material),

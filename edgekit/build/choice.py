@@ -8,7 +8,7 @@ equals in the objective the smaller wins, then the more accurate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +16,10 @@ import msgspec
 
 from edgekit.build.report import Candidate, Latency, Outcome, Score
 from edgekit.build.request import Objective
+from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 
-__all__ = ["Bounds", "NothingFits", "choose", "is_tolerable"]
+__all__ = ["Bounds", "NothingFits", "choose", "is_tolerable", "settle"]
 
 _EQUAL: Final = 1e-3
 """Metrics nearer than this are one: what a table of three digits shows."""
@@ -43,6 +44,8 @@ class Bounds:
     max_mb: float | None = None
     budget_bytes: int | None = None
     """What the profile leaves for the model file."""
+    ram_bytes: int | None = None
+    """What the profile leaves for loading and running it."""
 
 
 def choose(
@@ -74,6 +77,38 @@ def choose(
         else candidate
         for candidate in judged
     )
+
+
+def settle(
+    candidates: Sequence[Candidate],
+    *,
+    objective: Objective,
+    bounds: Bounds,
+    on_target: bool,
+    peak_of: Callable[[str], int],
+) -> tuple[tuple[Candidate, ...], int]:
+    """As `choose`, but whoever needs more memory than is allowed is out, and the next is chosen.
+
+    `peak_of` measures the bytes that the candidate of a title needs: of those that win alone. Also
+    gives those of the chosen. Errors: `NothingFits`.
+    """
+    left = tuple(candidates)
+    while True:
+        judged = choose(left, objective=objective, bounds=bounds, on_target=on_target)
+        winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
+        peak = peak_of(winner.title)
+        if bounds.ram_bytes is None or peak <= bounds.ram_bytes:
+            return judged, peak
+        reason = (
+            f"it needs {peak / limits.MIB:.1f} MiB of memory, "
+            f"{bounds.ram_bytes / limits.MIB:g} are allowed"
+        )
+        left = tuple(
+            msgspec.structs.replace(c, outcome=Outcome.FAILED, reason=reason)
+            if c.title == winner.title
+            else c
+            for c in left
+        )
 
 
 def _gains(

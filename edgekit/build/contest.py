@@ -6,7 +6,7 @@ out carry the figures of the screen, which are of fewer samples and rounds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
-from edgekit.build.choice import Bounds, choose, is_tolerable
+from edgekit.build.choice import Bounds, NothingFits, is_tolerable, settle
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
@@ -45,6 +45,8 @@ class Verdict:
     accuracy: Accuracy
     """Of the winner."""
     sensitivity: tuple[NodeSensitivity, ...]
+    peak_ram_bytes: int
+    """That the winner needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Contest:
     bounds: Bounds
     on_target: bool
     search_time_s: float
+    peak_ram_bytes: Callable[[Variant], int]
+    """Measures what a variant needs."""
 
     def hold(self, search: Search) -> Verdict:
         """Errors: `NothingFits`."""
@@ -75,12 +79,7 @@ class Contest:
             self.options,
             budget_s=self.search_time_s * _LATENCY_SHARE,
         )
-        judged = choose(
-            [_full(t, accuracies[t.title], latencies.get(t.title)) for t in ranked],
-            objective=self.objective,
-            bounds=self.bounds,
-            on_target=self.on_target,
-        )
+        judged, peak = self._settled(ranked, accuracies, latencies)
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)
         winner = next(t for t in ranked if t.title == chosen.title)
         held_out = self.bench.held_out([baseline.variant, winner.variant])
@@ -100,7 +99,26 @@ class Contest:
             ),
             accuracy=accuracies[winner.title],
             sensitivity=_sensitivity(search, winner.variant),
+            peak_ram_bytes=peak,
         )
+
+    def _settled(
+        self,
+        ranked: Sequence[Trial],
+        accuracies: Mapping[str, Accuracy],
+        latencies: Mapping[str, Latency],
+    ) -> tuple[tuple[Candidate, ...], int]:
+        variants = {t.title: t.variant for t in ranked}
+        try:
+            return settle(
+                [_full(t, accuracies[t.title], latencies.get(t.title)) for t in ranked],
+                objective=self.objective,
+                bounds=self.bounds,
+                on_target=self.on_target,
+                peak_of=lambda title: self.peak_ram_bytes(variants[title]),
+            )
+        except NothingFits as error:
+            raise NothingFits(f"{self.plan.profile.name}: {error}") from error
 
     def _accuracies(self, trials: Sequence[Trial]) -> dict[str, Accuracy]:
         return self.bench.accuracies([t.variant for t in trials])

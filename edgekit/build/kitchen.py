@@ -185,7 +185,7 @@ class Kitchen:
 
     def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, the noisiest first, measured when first asked for; empty
-        without ranges, and where it cannot be measured."""
+        where it cannot be measured."""
         if kind not in self._noise:
             self._noise[kind] = ()
             try:
@@ -197,11 +197,11 @@ class Kitchen:
 
     def _rank_nodes(self) -> tuple[NodeNoise, ...]:
         """Errors: `Refused`."""
-        if not (ranges := self.calibration.widest):
+        if self.material.source.kind is not RuntimeKind.ONNXRUNTIME:
             return ()
         arguments = {
             "model": str(self.normalized),
-            "ranges": _told(ranges),
+            "ranges": _told(self.calibration.widest),
             "samples": self._samples()[:_NOISE_SAMPLES],
             "threads": 1,
             "scratch": str(self._scratch),

@@ -145,6 +145,11 @@ def gather(
     Errors: `Refused`, also where all that it gives is NaN; `DataRejected`.
     """
     inputs = source.signature.inputs
+    for held, kind in ((inputs, "input"), (source.signature.outputs, "output")):
+        if not held:
+            raise Refused(
+                f"{source.origin.name} has no {kind}: export it with what it takes and gives."
+            )
     data = validation or calibration
     if calibration is not None:
         calibration.first(inputs)

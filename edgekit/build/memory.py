@@ -25,7 +25,7 @@ _LIBRARIES: Final = {
 }
 
 
-def peak_ram_bytes(model: Path, kind: RuntimeKind, *, feeds: Path, threads: int) -> int:
+def peak_ram_bytes(model: Path, *, kind: RuntimeKind, feeds: Path, threads: int) -> int:
     """Bytes by which loading and running `model` on the tensors in `feeds` grows a process."""
     arguments = {
         "model": str(model),

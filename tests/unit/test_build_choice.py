@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.build.choice import Bounds, NothingFits, choose
+from edgekit.build.choice import Bounds, NothingFits, choose, settle
 from edgekit.build.report import Candidate, Latency, Outcome, Score
 from edgekit.build.request import Objective
 
@@ -149,3 +149,34 @@ def test_off_target_the_smallest_wins_of_those_that_lose_little() -> None:
     int8 = candidate("int8", value=0.896, size=260)
     worse = candidate("worse", value=0.893, size=200)
     assert chosen(half, int8, worse, on_target=False) == "int8"
+
+
+def test_next_best_wins_where_the_best_needs_more_memory_than_is_allowed() -> None:
+    mib = {"float32": 30, "fast": 25, "small": 12, "slow": 9}
+    asked: list[str] = []
+
+    def peak_of(title: str) -> int:
+        asked.append(title)
+        return mib[title] << 20
+
+    others = [candidate("fast", ratio=0.4), candidate("small", ratio=0.6, size=300)]
+    judged, peak = settle(
+        (BASE, *others, candidate("slow", ratio=0.8)),
+        objective=Objective.LATENCY,
+        bounds=Bounds(max_drop=0.01, ram_bytes=20 << 20),
+        on_target=True,
+        peak_of=peak_of,
+    )
+    assert [c.outcome for c in judged] == [
+        Outcome.LOST, Outcome.FAILED, Outcome.CHOSEN, Outcome.LOST,
+    ]  # fmt: skip
+    assert judged[1].reason == "it needs 25.0 MiB of memory, 20 are allowed"
+    assert peak == 12 << 20 and asked == ["fast", "small"]
+    with pytest.raises(NothingFits, match=r"fast: it needs 25.0 MiB of memory"):
+        settle(
+            (BASE, *others),
+            objective=Objective.LATENCY,
+            bounds=Bounds(max_drop=0.01, ram_bytes=1),
+            on_target=True,
+            peak_of=peak_of,
+        )

@@ -203,3 +203,29 @@ def test_file_of_the_runtimes_own_format_is_known_by_its_contents(tmp_path: Path
     facts = read_facts(out)
     assert (facts.size_bytes, facts.opset, facts.ir) == (out.stat().st_size, None, None)
     assert weight_bytes(out) == {}
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_model_of_other_numbers_is_said_to_have_them(tmp_path: Path, kind: type) -> None:
+    tensor = numpy_helper.from_array(np.ones((64, 64), kind), "w")
+    number = tensor.data_type
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+            "g",
+            [helper.make_tensor_value_info("x", number, [1, 64])],
+            [helper.make_tensor_value_info("y", number, [1, 64])],
+            [tensor],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    facts = read_facts(tmp_path / "m.onnx")
+    profile = edgekit_profiles.load("linux-x86-64")
+    runtime = profile.runtime(RuntimeKind.ONNXRUNTIME)
+    assert runtime is not None
+    name = {np.float16: "float16", np.float64: "double"}[kind]
+    for recipe in ("int8-dynamic/per-channel", "float16/weights", "int16x8"):
+        reason = find_recipe(recipe).needs.unmet(facts, runtime, profile.cpu, host_saturates=False)
+        assert reason == f"the model's weights are {name} already, not float32"

@@ -220,7 +220,7 @@ def reconstruct_stored(
         for layer in layers(model)
         if layer.operator in operators
         and layer.name not in spared
-        and _is_worth_storing(math.prod(layer.shape))
+        and is_worth_storing(math.prod(layer.shape))
     ]
     reconstruct(model, moments, nodes=nodes, grid=Grid(per_channel=True))
 
@@ -231,12 +231,12 @@ def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
     Empty where no weight is worth it.
     """
     taken: dict[str, str] = {}
-    for name in node.input[1:3] if node.op_type in _RECURRENT else node.input[1:2]:
+    for name in stored_inputs(node):
         weight, holder = place.floats(name), place.holder(name)
         if weight is None or holder is None or not np.isfinite(weight).all():
             continue
-        axes = _sharing(node, weight.ndim)
-        if axes is None or not _is_worth_storing(weight.size):
+        axes = sharing(node, weight.ndim)
+        if axes is None or not is_worth_storing(weight.size):
             continue
         key = ("stored", name, axes)
         if key not in holder.memory:
@@ -249,11 +249,17 @@ def stored_weights(place: Place, node: NodeProto) -> dict[str, str]:
     return taken
 
 
-def _is_worth_storing(elements: int) -> bool:
+def stored_inputs(node: NodeProto) -> list[str]:
+    """Names of the weights that `stored_weights` may take."""
+    return list(node.input[1:3] if node.op_type in _RECURRENT else node.input[1:2])
+
+
+def is_worth_storing(elements: int) -> bool:
+    """Whether a weight of so many elements is smaller with the nodes that unpack it."""
     return 2 * elements > _NODE_BYTES
 
 
-def _sharing(node: NodeProto, rank: int) -> tuple[int, ...] | None:
+def sharing(node: NodeProto, rank: int) -> tuple[int, ...] | None:
     """Axes of a weight along which one step serves: all but those of output channels."""
     match node.op_type:
         case "Conv":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from edgekit.build.report import Candidate, Latency, Report, Score
+from edgekit.build.report import Latency, Report, Score
 
 __all__ = [
     "aim_text",
@@ -16,7 +16,6 @@ __all__ = [
     "measured_text",
     "ms_text",
     "ratio_text",
-    "reported",
     "score_text",
     "shape_text",
 ]
@@ -67,11 +66,6 @@ def greatest_first(parts: Mapping[str, Number]) -> dict[str, Number]:
 
 def shape_text(shape: tuple[int | str, ...]) -> str:
     return " x ".join(str(axis) for axis in shape) or "one number"
-
-
-def reported(candidate: Candidate) -> Score | None:
-    """The honest figure: on samples that the choice did not see, where there are such."""
-    return candidate.held_out or candidate.score
 
 
 def aim_text(report: Report) -> str:

@@ -1,8 +1,8 @@
 """The Pareto frontier of a report: what no other candidate beats in metric and latency at once.
 
-Pure. Invariant: only scores of one kind over as many rows as float32's are compared: those on
-held-out samples where each has one, else those on the samples which the choice saw. What was only
-screened, on fewer samples, is neither on the frontier nor beats anything.
+Pure. Invariant: only scores on the samples which the choice saw, over as many rows as float32's,
+are compared: what is held out is run for two candidates alone. What was only screened, on fewer
+samples, is neither on the frontier nor beats anything.
 Source: Censor, "Pareto optimality in multiobjective problems" (1977).
 """
 
@@ -25,8 +25,6 @@ class Point:
     candidate: Candidate
     score: Score
     latency: Latency
-    is_held_out: bool
-    """The score is on samples that the choice did not see."""
     is_screened: bool
     """The score is on fewer samples than float32's."""
 
@@ -40,28 +38,17 @@ def survey(candidates: Sequence[Candidate]) -> tuple[Point, ...]:
     baseline = candidates[0].score if candidates else None
     if baseline is None:
         return ()
-    timed = [
-        (index, candidate, candidate.score, candidate.latency)
+    return tuple(
+        Point(
+            index=index,
+            candidate=candidate,
+            score=candidate.score,
+            latency=candidate.latency,
+            is_screened=candidate.score.rows != baseline.rows,
+        )
         for index, candidate in enumerate(candidates)
         if candidate.score is not None and candidate.latency is not None
-    ]
-    rivals = [candidate for _, candidate, score, _ in timed if score.rows == baseline.rows]
-    uses_held_out = all(candidate.held_out is not None for candidate in rivals)
-    points = []
-    for index, candidate, seen, latency in timed:
-        is_screened = seen.rows != baseline.rows
-        held_out = candidate.held_out if uses_held_out and not is_screened else None
-        points.append(
-            Point(
-                index=index,
-                candidate=candidate,
-                score=held_out or seen,
-                latency=latency,
-                is_held_out=held_out is not None,
-                is_screened=is_screened,
-            )
-        )
-    return tuple(points)
+    )
 
 
 def frontier(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -20,6 +20,7 @@ from edgekit.build.rendering.frontier import survey
 from edgekit.build.rendering.plot import linear_axis, pareto_plot
 from edgekit.build.rendering.rows import not_tried, rows_of
 from edgekit.build.rendering.subject import Subject
+from edgekit.build.rendering.table import held_out_line
 from edgekit.build.report import Outcome
 from edgekit_contract.errors import printable
 
@@ -48,7 +49,7 @@ def html_page(subject: Subject) -> str:
         baseline=report.candidates[0] if report.candidates else None,
         skipped=not_tried(report),
         plot=pareto_plot(points, max_drop=report.max_drop),
-        is_held_out=any(point.is_held_out for point in points),
+        held_out=held_out_line(report),
         has_screened=any(point.is_screened for point in points),
         largest_bytes=max((c.size_bytes or 0 for c in report.candidates), default=0),
         noise=linear_axis([node.noise_db for node in sensitivity]) if sensitivity else None,

@@ -16,6 +16,7 @@ from edgekit.build.rendering.frontier import Point, survey
 from edgekit.build.rendering.plot import pareto_plot
 from edgekit.build.rendering.rows import Row, Standing, not_tried, rows_of
 from edgekit.build.rendering.subject import Subject
+from edgekit.build.rendering.table import held_out_line, is_screened, marked_score
 from edgekit.build.report import Report
 from edgekit_contract.errors import printable
 
@@ -70,7 +71,7 @@ def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
             (
                 str(row.number),
                 _code(row.candidate.title),
-                figures.score_text(figures.reported(row.candidate)),
+                marked_score(report, row.candidate),
                 figures.mb_text(row.candidate.size_bytes),
                 figures.ms_text(row.candidate.latency),
                 figures.ratio_text(row.candidate.latency),
@@ -81,6 +82,12 @@ def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
         ),
         figures_at=(0, 2, 3, 4, 5, 6),
     )
+    if any(is_screened(report, row.candidate) for row in rows):
+        yield ""
+        yield "A figure with ~ is of a few samples only."
+    if told := held_out_line(report):
+        yield ""
+        yield f"{_text(told[0].upper() + told[1:])}."
     if skipped := not_tried(report):
         yield ""
         yield "Not tried:"

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.build.rendering.figures import reported
 from edgekit.build.rendering.frontier import Point, frontier
 from edgekit.build.report import Candidate, Outcome, Report
 
@@ -79,5 +78,4 @@ def _speed(candidate: Candidate) -> float:
 
 
 def _metric(candidate: Candidate) -> float:
-    score = reported(candidate)
-    return score.value if score is not None else -math.inf
+    return candidate.score.value if candidate.score is not None else -math.inf

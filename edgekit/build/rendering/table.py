@@ -8,7 +8,15 @@ from edgekit.build.rendering.figures import mb_text, ms_text, ratio_text, score_
 from edgekit.build.rendering.frontier import frontier, survey
 from edgekit.build.report import Candidate, Outcome, Report
 
-__all__ = ["HEADERS", "frontier_line", "frontier_titles", "held_out_line", "table_rows"]
+__all__ = [
+    "HEADERS",
+    "frontier_line",
+    "frontier_titles",
+    "held_out_line",
+    "is_screened",
+    "marked_score",
+    "table_rows",
+]
 
 SCREENED: Final = " ~"
 """Behind a figure that is of a few samples only."""
@@ -20,7 +28,7 @@ def table_rows(report: Report) -> list[list[str]]:
     return [
         [
             candidate.title,
-            score_text(candidate.score) + (SCREENED if is_screened(report, candidate) else ""),
+            marked_score(report, candidate),
             mb_text(candidate.size_bytes),
             ms_text(candidate.latency),
             ratio_text(candidate.latency),
@@ -31,18 +39,23 @@ def table_rows(report: Report) -> list[list[str]]:
     ]
 
 
+def marked_score(report: Report, candidate: Candidate) -> str:
+    """Its figure on the samples that the choice saw, marked where it is of fewer than float32's."""
+    return score_text(candidate.score) + (SCREENED if is_screened(report, candidate) else "")
+
+
 def is_screened(report: Report, candidate: Candidate) -> bool:
     """Whether its figure is of fewer samples than float32's."""
-    full = report.candidates[0].score
+    full = report.candidates[0].score if report.candidates else None
     return full is not None and candidate.score is not None and candidate.score.rows < full.rows
 
 
 def held_out_line(report: Report) -> str:
     """How float32 and the chosen variant did on what the choice did not see; empty for nothing."""
     chosen = next((c for c in report.candidates if c.outcome is Outcome.CHOSEN), None)
-    baseline = report.candidates[0]
-    if chosen is None or chosen.held_out is None or baseline.held_out is None:
+    if chosen is None or chosen.held_out is None or report.candidates[0].held_out is None:
         return ""
+    baseline = report.candidates[0]
     told = f"held out from the choice ({chosen.held_out.rows:,}): "
     if chosen is not baseline:
         told += f"{baseline.title} {score_text(baseline.held_out)}, "

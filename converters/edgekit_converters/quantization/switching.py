@@ -1,0 +1,234 @@
+"""A model whose nodes can be switched, one by one, to what quantization makes of them.
+
+An input of the model, `SWITCH`, says which node: each stands in an If, as it is or quantized. Nodes
+whose tensors have ranges are computed from quantized inputs with quantized weights, and their
+result is rounded; others with float32 weights, those of subgraphs and recurrent layers among them,
+from weights on the grid that they are stored on.
+
+Invariant: with no node switched the model computes what it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from edgekit_converters import graph
+from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.conditioning.grid import FULL_LEVELS
+from edgekit_converters.quantization.blockwise import channelwise
+from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
+from edgekit_converters.quantization.weight_only import is_worth_storing, sharing, stored_inputs
+
+__all__ = ["NONE", "SWITCH", "Probe", "make_switchable"]
+
+SWITCH: Final = "which node is quantized"
+NONE: Final = -1
+_SIGNED, _UNSIGNED = 127, 255
+_CHANNEL_AXES: Final = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A node that can be switched, in the order of their numbers."""
+
+    node: str
+    operator: str
+    parameters: int
+
+
+def make_switchable(
+    main: GraphProto, selection: Selection, ranges: Mapping[str, Range], *, per_channel: bool
+) -> list[Probe]:
+    """Rewrite a normalized model's graph in place; `ranges` are by tensor."""
+    probes: list[Probe] = []
+    constants = graph.initializers(main)
+    inner = [current for current in graph.graphs(main) if current is not main]
+    for current in reversed(inner):  # before those that hold them
+        seen = {**constants, **graph.initializers(current)}
+        _switch_weights(current, seen, probes, done=frozenset())
+    _switch_nodes(main, selection, ranges, probes, per_channel=per_channel)
+    _switch_weights(main, constants, probes, done={probe.node for probe in probes})
+    main.input.append(helper.make_tensor_value_info(SWITCH, TensorProto.INT64, []))
+    return probes
+
+
+def _switch_weights(
+    current: GraphProto,
+    constants: Mapping[str, TensorProto],
+    probes: list[Probe],
+    *,
+    done: Collection[str],
+) -> None:
+    """Put the nodes of one graph with weights of their own behind an If on their numbers."""
+    nodes: list[NodeProto] = []
+    for node in current.node:
+        held = _stored(node, constants)
+        if not held or not node.name or node.name in done:
+            nodes.append(node)
+            continue
+        outputs = [name for name in node.output if name]
+        narrow, rounded = NodeProto(), list[TensorProto]()
+        narrow.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            if name in held:
+                narrow.input[index] = f"{outputs[0]}/stored {name}"
+                rounded.append(numpy_helper.from_array(_on_grid(*held[name]), narrow.input[index]))
+        number = f"{outputs[0]}/number"
+        nodes += [
+            helper.make_node("Equal", [SWITCH, number], [f"{outputs[0]}/is narrow"]),
+            helper.make_node(
+                "If",
+                [f"{outputs[0]}/is narrow"],
+                outputs,
+                then_branch=_alone(narrow, "narrow", rounded),
+                else_branch=_alone(node, "wide", []),
+            ),
+        ]
+        current.initializer.append(numpy_helper.from_array(np.array(len(probes)), number))
+        parameters = sum(weight.size for weight, _ in held.values())
+        probes.append(Probe(node=node.name, operator=node.op_type, parameters=parameters))
+    del current.node[:]
+    current.node.extend(nodes)
+
+
+def _stored(
+    node: NodeProto, constants: Mapping[str, TensorProto]
+) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
+    """A node's weights that are worth 8 bits, with the axes along which one step serves."""
+    held = {}
+    if node.domain in graph.ONNX_DOMAINS:
+        for name in node.input[:1] if node.op_type == "Gather" else stored_inputs(node):
+            tensor = constants.get(name)
+            if tensor is None or tensor.data_type != TensorProto.FLOAT:
+                continue
+            rank = len(tensor.dims)
+            axes = (rank - 1,) if node.op_type == "Gather" and rank > 1 else sharing(node, rank)
+            if axes is not None and is_worth_storing(math.prod(tensor.dims)):
+                held[name] = numpy_helper.to_array(tensor), axes
+    return held
+
+
+def _on_grid(weight: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    codes, steps = channelwise(weight, axes, levels=FULL_LEVELS)
+    return np.asarray(codes * steps, np.float32)
+
+
+def _alone(node: NodeProto, name: str, constants: list[TensorProto]) -> GraphProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.output[:] = [f"{output}/{name}" if output else "" for output in node.output]
+    outputs = [_untyped(output) for output in copy.output if output]
+    return helper.make_graph([copy], name, [], outputs, constants)
+
+
+def _switch_nodes(
+    main: GraphProto,
+    selection: Selection,
+    ranges: Mapping[str, Range],
+    probes: list[Probe],
+    *,
+    per_channel: bool,
+) -> None:
+    """Put every selected node behind an If on its number; what follows reads the If's output."""
+    constants = graph.initializers(main)
+    chosen = set(selection.nodes)
+    nodes: list[NodeProto] = []
+    for node in main.node:
+        nodes.append(node)
+        values = [name for name in node.input if name and name not in constants]
+        takes_part = node.name in chosen and node.op_type not in FIRST_INPUT_ONLY
+        if not takes_part or not all(name in ranges for name in (*values, node.output[0])):
+            continue
+        number, end = len(probes), node.output[0]
+        weights = None
+        if len(node.input) > 1 and node.op_type in _CHANNEL_AXES:
+            held = constants.get(node.input[1])
+            weights = None if held is None else numpy_helper.to_array(held)
+        quantized = NodeProto()
+        quantized.CopyFrom(node)
+        node.output[0] = f"{end}/float"
+        nodes += [
+            helper.make_node("Equal", [SWITCH, f"{end}/number"], [f"{end}/is quantized"]),
+            helper.make_node(
+                "If",
+                [f"{end}/is quantized"],
+                [end],
+                then_branch=_branch(quantized, values, ranges, weights, per_channel=per_channel),
+                else_branch=helper.make_graph(
+                    [helper.make_node("Identity", [f"{end}/float"], [f"{end}/kept"])],
+                    "float",
+                    [],
+                    [_untyped(f"{end}/kept")],
+                ),
+            ),
+        ]
+        main.initializer.append(numpy_helper.from_array(np.array(number), f"{end}/number"))
+        parameters = 0 if weights is None else weights.size
+        probes.append(Probe(node=node.name, operator=node.op_type, parameters=parameters))
+    del main.node[:]
+    main.node.extend(nodes)
+
+
+def _branch(
+    node: NodeProto,
+    values: list[str],
+    ranges: Mapping[str, Range],
+    weights: np.ndarray | None,
+    *,
+    per_channel: bool,
+) -> GraphProto:
+    """The node from quantized inputs with quantized weights, and its result rounded."""
+    end, constants, nodes = node.output[0], list[TensorProto](), list[NodeProto]()
+    for name in dict.fromkeys(values):
+        nodes += _round_trip(constants, name, f"{end}/read {name}", ranges[name])
+    for index, name in enumerate(node.input):
+        if name in values:
+            node.input[index] = f"{end}/read {name}"
+    if weights is not None:
+        rounded = _rounded(weights, _axis(node, weights) if per_channel else None)
+        node.input[1] = f"{end}/weights"
+        constants.append(numpy_helper.from_array(rounded, node.input[1]))
+    node.output[0] = f"{end}/computed"
+    nodes.append(node)
+    # a range that a clamp behind it would cut off is not in the node's own
+    nodes += _round_trip(constants, node.output[0], f"{end}/rounded", ranges[end])
+    return helper.make_graph(nodes, "quantized", [], [_untyped(f"{end}/rounded")], constants)
+
+
+def _untyped(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def _round_trip(constants: list[TensorProto], name: str, out: str, found: Range) -> list[NodeProto]:
+    """Quantize and dequantize a tensor to the 256 levels of its range."""
+    scale = max((found.high - found.low) / _UNSIGNED, 1e-30)
+    zero = int(np.clip(round(-found.low / scale), 0, _UNSIGNED))
+    constants.append(numpy_helper.from_array(np.float32(scale), f"{out}/scale"))
+    constants.append(numpy_helper.from_array(np.uint8(zero), f"{out}/zero"))
+    grid = [f"{out}/scale", f"{out}/zero"]
+    return [
+        helper.make_node("QuantizeLinear", [name, *grid], [f"{out}/integers"]),
+        helper.make_node("DequantizeLinear", [f"{out}/integers", *grid], [out]),
+    ]
+
+
+def _axis(node: NodeProto, weights: np.ndarray) -> int:
+    axis = _CHANNEL_AXES[node.op_type]
+    if node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute):
+        axis = 0
+    return axis % weights.ndim
+
+
+def _rounded(weights: np.ndarray, axis: int | None) -> np.ndarray:
+    """Weights on the grid of 8-bit symmetric integers, a scale per index of `axis`."""
+    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
+    scale = np.abs(weights).max(axis=others, keepdims=True, initial=0.0) / _SIGNED
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.asarray(np.rint(weights / scale) * scale, np.float32)
