@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from edgekit_runtime.session import SessionOptions
 
-__all__ = ["CPU", "XNNPACK", "Opened", "open_with", "record_assignment", "why_library"]
+__all__ = ["CPU", "XNNPACK", "Opened", "open_with", "record_assignment", "why_not_loaded"]
 
 CPU: Final = "CPUExecutionProvider"
 XNNPACK: Final = "XnnpackExecutionProvider"
@@ -83,35 +83,50 @@ def open_with(
     onnxruntime where the CPU's provider does not load the model either.
     """
     asked = list(dict.fromkeys(options.providers)) or [CPU]
+    libraries = Path(ort.__file__).parent / "capi"
     available = ort.get_available_providers()
     lost = {name: "this onnxruntime is built without it." for name in asked if name not in available}
     left = [name for name in asked if name in available and name != CPU]
-    while True:
-        wanted = [*left, CPU]
-        try:
-            session = ort.InferenceSession(
-                path,
-                sess_options=settings(wanted),
-                providers=wanted,
-                provider_options=[_options_of(name, options) for name in wanted],
-                enable_fallback=0,
-            )
-            break
-        except Exception as error:  # onnxruntime raises bare Exception subclasses of its own
-            if not left:
-                raise
-            blamed = next((name for name in left if name in str(error)), left[0])
-            left.remove(blamed)
-            lost[blamed] = str(error)
+
+    def try_with(names: Sequence[str]) -> Any:
+        return ort.InferenceSession(
+            path,
+            sess_options=settings(names),
+            providers=list(names),
+            provider_options=[_options_of(name, options) for name in names],
+            enable_fallback=0,
+        )
+
+    try:
+        session = try_with([*left, CPU])
+    except Exception as error:  # onnxruntime raises bare Exception subclasses of its own
+        if not left:
+            raise
+        # which of them it was, the words do not tell
+        failed = {name: str(found) for name in left if (found := _failure(try_with, [name, CPU]))}
+        failed = failed or {name: str(error) for name in left}
+        for name, words in failed.items():
+            # onnxruntime's are of its source lines; a library that does not load is the cause
+            lost[name] = why_not_loaded(name, libraries) or words
+        left = [name for name in left if name not in failed]
+        session = try_with([*left, CPU])
     registered = session.get_providers()
     for name in left:
         if name not in registered:
-            lost[name] = why_library(name, Path(ort.__file__).parent / "capi")
+            lost[name] = why_not_loaded(name, libraries) or "onnxruntime did not register it."
     busy = _assigned(session)
     for name in registered:
         if busy is not None and name != CPU and name in left and name not in busy:
             lost[name] = "it takes none of this model's operators."
     return Opened(session, [name for name in registered if name not in lost], lost)
+
+
+def _failure(try_with: Callable[[Sequence[str]], Any], names: Sequence[str]) -> Exception | None:
+    try:
+        try_with(names)
+    except Exception as error:
+        return error
+    return None
 
 
 def _options_of(name: str, options: SessionOptions) -> dict[str, str]:
@@ -133,16 +148,18 @@ def _assigned(session: Any) -> set[str] | None:
         return None
 
 
-def why_library(provider: str, directory: Path) -> str:
-    """Why onnxruntime did not register a provider that it is built with.
+def why_not_loaded(provider: str, directory: Path) -> str | None:
+    """Why the library of a provider in onnxruntime's `directory` does not load; None where it does,
+    or is none of its own.
 
-    It says so in its log alone; what its loader found is found again by loading the library.
+    onnxruntime tells its log alone; what its loader found is found again by loading the library.
     """
     name = _LIBRARIES.get(provider)
     if name is None:
-        return "onnxruntime did not register it."
+        return None
     try:
         ctypes.CDLL(str(directory / name))
     except OSError as error:
-        return f"its library does not load ({error})."
-    return "onnxruntime did not register it, though its library loads."
+        missing = str(error).removesuffix(": No such file or directory")
+        return f"its library does not load ({missing})."
+    return None

@@ -113,8 +113,8 @@ def _computed(device: DeviceState, now: float) -> Iterator[Problem]:
             yield Problem(
                 kind=ProblemKind.FALLBACK,
                 severity=Severity.WARNING,
-                text=f"{model.name} does without {', '.join(execution.missed)}"
-                + (f": {execution.reason}" if execution.reason else ""),
+                text=f"{model.name} does without "
+                + (execution.reason or ", ".join(execution.missed)),
                 model=model.name,
             )
 

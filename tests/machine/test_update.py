@@ -17,6 +17,7 @@ from agents import QUICK, DirectLink, Shop, make_device, running, variant
 from bundles import SmallBundle, litert_bundle, onnx_bundle
 
 from edgekit_agent import supervisor
+from edgekit_agent.__main__ import main
 from edgekit_agent.link import Received
 from edgekit_agent.slots import Slot, Slots
 from edgekit_contract.messages import EventKind, OutcomeKind, Phase
@@ -108,6 +109,25 @@ def test_every_runtime_goes_from_check_to_commit_and_serves(
         status, answer = ask(agent.model(name).port, [1.0] * int(features), name)
         assert status == 200
         assert answer["model_version"] == version
+
+
+def test_a_device_that_lacks_a_provider_serves_without_it_and_says_so(
+    shop: Shop, link: DirectLink, device: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("XnnpackExecutionProvider", "CPUExecutionProvider")
+    shop.release(onnx_bundle().changed(providers=asked))
+    link.want(1, tiny="1.0")
+    with running(device, link) as agent:
+        agent.wait(lambda: agent.serves("1.0"), "1.0")
+        agent.wait(lambda: agent.model().execution, "what computes it")
+        execution = agent.model().execution
+        assert execution is not None
+        assert (execution.asked, execution.used) == (asked, asked[1:])
+        assert execution.reason == f"{asked[0]}: this onnxruntime is built without it."
+        told = [event.text for event in link.events if event.kind is EventKind.FALLBACK]
+        assert told == [execution.reason], "once, though the worker is looked at many times"
+        assert main(["status", "--dir", str(device)]) == 0
+    assert f"computed by {asked[1]} ({execution.reason})" in capsys.readouterr().out
 
 
 def test_a_restarted_device_serves_without_its_hub(
