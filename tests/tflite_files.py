@@ -62,9 +62,7 @@ def _file(names: str, code_number: int, columns: int, scale: float | None, kind:
     return bytes(b.Output())
 
 
-def _tensor(
-    b: flatbuffers.Builder, name: str, columns: int, scale: float | None, kind: int
-) -> int:
+def _tensor(b: flatbuffers.Builder, name: str, columns: int, scale: float | None, kind: int) -> int:
     shape, signature = _int32s(b, [1, columns]), _int32s(b, [-1, columns])
     text = b.CreateString(name)
     quantization = () if scale is None else (_offset(4, _quantization(b, scale)),)

@@ -61,7 +61,7 @@ def _no_features(reported: Reported) -> Reported:
 
 
 def _bare_facts(reported: Reported) -> Reported:
-    facts = replace(reported.device, board="", os="", python="", agent="", runtimes={})
+    facts = replace(reported.device, core="", board="", os="", python="", agent="", runtimes={})
     return replace(reported, device=facts)
 
 

@@ -165,6 +165,8 @@ class DeviceFacts(Message, frozen=True, kw_only=True):
     profile: str
     platform: str = "linux"
     arch: str
+    core: str = ""
+    """Microarchitecture, as in `profile.Cpu.core`."""
     features: tuple[str, ...] = ()
     """Those of `profile.FEATURES` that the CPU has."""
     cores: Count

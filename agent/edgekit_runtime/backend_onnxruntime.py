@@ -25,6 +25,7 @@ from edgekit_runtime.session import (
 )
 
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+_ON_CPU: Final = Execution(asked=(CPU,), used=(CPU,))
 _DTYPES: Final = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
@@ -95,7 +96,7 @@ def _settings(
 
 
 class OnnxSession:
-    def __init__(self, session: Any, path: Path, execution: Execution) -> None:
+    def __init__(self, session: Any, path: Path, execution: Execution = _ON_CPU) -> None:
         self._session, self.execution = session, execution
         self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in session.get_outputs())

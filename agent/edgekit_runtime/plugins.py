@@ -1,8 +1,8 @@
 """Runtimes of others: a vendor's tool behind `session.Session`, found by an entry point.
 
 A distribution names its plug-in in the group `edgekit.runtimes`; the entry point's name is the
-runtime's, as profiles, bundles and devices spell it. What it names is a module, or any object, that
-has what `Plugin` lists. Invariant: nothing of a plug-in is imported by `import edgekit_runtime`, and
+runtime's, as profiles, bundles and devices spell it. What it names is a module, or any object,
+that has what `Plugin` lists. Invariant: nothing of a plug-in is imported by `import edgekit_runtime`, and
 one that is broken harms no other runtime: it is not there, and says why when it is asked for.
 """
 
@@ -61,7 +61,9 @@ def find_plugin(kind: RuntimeKind) -> Plugin:
     except (Exception, SystemExit) as error:  # a stranger's module
         raise PluginBroken(kind.value, _told(error)) from error
     if not isinstance(plugin, Plugin):
-        lacks = [part for part in ("suffixes", "version", "open_model") if not hasattr(plugin, part)]
+        lacks = [
+            part for part in ("suffixes", "version", "open_model") if not hasattr(plugin, part)
+        ]
         raise PluginBroken(kind.value, f"{found[0].value} lacks {', '.join(lacks)}")
     return plugin
 

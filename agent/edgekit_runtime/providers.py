@@ -85,7 +85,9 @@ def open_with(
     asked = list(dict.fromkeys(options.providers)) or [CPU]
     libraries = Path(ort.__file__).parent / "capi"
     available = ort.get_available_providers()
-    lost = {name: "this onnxruntime is built without it." for name in asked if name not in available}
+    lost = {
+        name: "this onnxruntime is built without it." for name in asked if name not in available
+    }
     left = [name for name in asked if name in available and name != CPU]
 
     def try_with(names: Sequence[str]) -> Any:

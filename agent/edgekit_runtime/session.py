@@ -55,7 +55,9 @@ class RuntimeMissing(Refused):
 
     def __init__(self, kind: RuntimeKind, extra: str | None = None) -> None:
         """`extra`: of edgekit's own that has it; None: it is a plug-in."""
-        do = f"pip install 'edgekit[{extra}]'" if extra else "install its plug-in (docs/runtimes.md)"
+        do = (
+            f"pip install 'edgekit[{extra}]'" if extra else "install its plug-in (docs/runtimes.md)"
+        )
         super().__init__(f"{kind.value} is not installed: {do}.")
         self.kind = kind
 
@@ -95,8 +97,8 @@ class SessionOptions:
     """ONNX Runtime execution providers in order of preference; empty: the CPU's."""
     optimization: Optimization = Optimization.ALL
     cache: Path | None = None
-    """A directory that is this model's alone, for what a runtime makes of it on this device, such as
-    TensorRT's engines. None: nothing may be kept."""
+    """A directory that is this model's alone, for what a runtime makes of it on this device, such
+    as TensorRT's engines. None: nothing may be kept."""
 
 
 class Session(Protocol):

@@ -52,27 +52,26 @@ def test_a_provider_that_is_registered_and_takes_no_operator_is_not_in_use(tmp_p
     """The wheel has Azure's provider, which takes one operator only; `get_providers` lists it."""
     execution = onnx_session(tmp_path, "AzureExecutionProvider").execution
     assert execution.used == (CPU,)
-    assert execution.reason == (
-        "AzureExecutionProvider: it takes none of this model's operators."
-    )
+    assert execution.reason == ("AzureExecutionProvider: it takes none of this model's operators.")
 
 
 def test_a_provider_that_fails_is_left_out_and_the_next_is_tried(tmp_path: Path) -> None:
     """What onnxruntime does with a provider that raises; this wheel has none that would."""
     import onnxruntime
 
+    tried: list[tuple[str, ...]] = []
+
     class Picky:
         __file__ = onnxruntime.__file__
-        tried: list[tuple[str, ...]] = []
 
         @staticmethod
         def get_available_providers() -> list[str]:
             return ["TensorrtExecutionProvider", "QNNExecutionProvider", CPU]
 
-        @classmethod
-        def InferenceSession(cls, path: str, **given: object) -> object:  # noqa: N802
+        @staticmethod
+        def InferenceSession(path: str, **given: object) -> object:  # noqa: N802
             wanted = tuple(given["providers"])  # type: ignore[arg-type]
-            cls.tried.append(wanted)
+            tried.append(wanted)
             if "QNNExecutionProvider" in wanted:
                 raise RuntimeError("QNN is not set up on this board")
             return onnxruntime.InferenceSession(path, providers=[CPU])
@@ -81,7 +80,7 @@ def test_a_provider_that_fails_is_left_out_and_the_next_is_tried(tmp_path: Path)
     path.write_bytes(onnx_bundle().files["files/model.onnx"])
     options = SessionOptions(providers=("TensorrtExecutionProvider", "QNNExecutionProvider"))
     opened = providers.open_with(Picky, str(path), lambda wanted: None, options)
-    assert Picky.tried[-1] == ("TensorrtExecutionProvider", CPU)
+    assert tried[-1] == ("TensorrtExecutionProvider", CPU)
     assert opened.used == (CPU,)
     assert "not set up" in opened.lost["QNNExecutionProvider"]
     # the loader's own words: this wheel has no such library
