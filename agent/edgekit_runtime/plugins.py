@@ -1,9 +1,9 @@
 """Runtimes of others: a vendor's tool behind `session.Session`, found by an entry point.
 
 A distribution names its plug-in in the group `edgekit.runtimes`; the entry point's name is the
-runtime's, as profiles, bundles and devices spell it. What it names is a module, or any object,
-that has what `Plugin` lists. Invariant: nothing of a plug-in is imported by `import edgekit_runtime`, and
-one that is broken harms no other runtime: it is not there, and says why when it is asked for.
+runtime's, as profiles, bundles and devices spell it. It leads to a module, or to any object, that
+has what `Plugin` lists. Invariant: nothing of a plug-in is imported by `import edgekit_runtime`,
+and one that is broken harms no other runtime: it is not there, and says why when it is asked for.
 """
 
 from __future__ import annotations

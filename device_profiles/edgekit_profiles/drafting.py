@@ -1,7 +1,7 @@
 """From a survey to a profile, and from a profile to its TOML. Pure.
 
 Invariant: what `render` writes parses to the same profile, and `plausibility.mistakes` has nothing
-to say of what `draft` makes.
+to say of what `draft` makes, unless the survey has a core or sizes that nobody knows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from edgekit_contract import names
-from edgekit_contract.cores import FEATURES_OF, lacking
+from edgekit_contract import limits, names
+from edgekit_contract.cores import FEATURES_OF, IMPLIED, lacking
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import (
     Arch,
@@ -40,6 +40,7 @@ _LEAST_CORE: Final = {
     Arch.X86_64: "x86-64",
 }
 _MOST_BUNDLE_MIB: Final = 2048
+_LEAST_PYTHON: Final = "3.10"
 
 
 def draft(survey: Survey, name: str | None, *, taken: frozenset[str] = frozenset()) -> Profile:
@@ -51,18 +52,16 @@ def draft(survey: Survey, name: str | None, *, taken: frozenset[str] = frozenset
             "the Python that models will run in, and make the profile again."
         )
     ram_mib = _sold_mib(max(1, survey.ram_bytes >> 20))
-    core = survey.core or _LEAST_CORE[survey.arch]
-    features = FEATURES_OF[survey.arch].intersection(survey.features)
-    features -= set(lacking(core, features))  # a core that is told wrongly promises nothing
+    core = _plain(survey.core) or _LEAST_CORE[survey.arch]
     profile = Profile(
         name=names.profile_name(name) if name is not None else _own_name(survey, taken),
         title=_plain(survey.board) or f"{survey.platform.value.title()} on {survey.arch.value}",
         platform=survey.platform,
         cpu=Cpu(
             arch=survey.arch,
-            core=_plain(core),
-            cores=max(1, survey.cores),
-            features=tuple(sorted(features)),
+            core=core,
+            cores=min(max(1, survey.cores), limits.MAX_THREADS),
+            features=_sound_features(survey, core),
             clock_mhz=survey.clock_mhz,
         ),
         memory=Memory(ram_mib=ram_mib),
@@ -83,13 +82,22 @@ def _runtimes(survey: Survey) -> Iterator[Runtime]:
         onnx = survey.onnx if kind is RuntimeKind.ONNXRUNTIME else None
         yield Runtime(
             kind=kind,
-            version=version,
-            python=survey.python,
+            version=_plain(version) or "0",
+            python=_plain(survey.python) or _LEAST_PYTHON,
             threads=max(1, min(_MOST_THREADS, survey.cores)),
             wheel=f"the runtime plug-in {kind.value}" if kind.is_plugin else "",
             max_ir=onnx[0] if onnx else None,
             max_opset=onnx[1] if onnx else None,
         )
+
+
+def _sound_features(survey: Survey, core: str) -> tuple[str, ...]:
+    """Those that such a core can have: what is told wrongly is not promised."""
+    found = FEATURES_OF[survey.arch].intersection(survey.features)
+    found -= set(lacking(core, found))
+    while lame := {name for name in found if name in IMPLIED and IMPLIED[name] not in found}:
+        found -= lame
+    return tuple(sorted(found))
 
 
 def _sold_mib(shown_mib: int) -> int:
