@@ -25,6 +25,7 @@ from edgekit.build.metrics import resolve_metric
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
+from edgekit.build.prebuilt import execute, make_prebuilt_plan, prebuilt_kind
 from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import ErrorSample, Outcome, Report
@@ -97,6 +98,8 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
     began = time.monotonic()
     watch = Stopwatch(progress or Silent())
+    if (kind := prebuilt_kind(request)) is not None:
+        return _build_prebuilt(request, kind, watch)
     calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
@@ -134,6 +137,15 @@ def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
             began=began,
         )
         return BuildResult(plan=plan, built=work.execute())
+
+
+def _build_prebuilt(request: BuildRequest, kind: RuntimeKind, watch: Stopwatch) -> BuildResult:
+    plan = make_prebuilt_plan(kind, request.profiles)
+    if request.dry_run:
+        return BuildResult(plan=plan, built=())
+    with open_scratch() as scratch:
+        packed = execute(request, kind, plan, scratch=scratch, watch=watch)
+    return BuildResult(plan=plan, built=tuple(Built(report=r, bundle=b) for r, b in packed))
 
 
 def _open(name: str | None, request: BuildRequest) -> Data | None:

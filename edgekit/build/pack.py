@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ _MODEL_PATHS: Final = {
     RuntimeKind.ONNXRUNTIME: "files/model.onnx",
     RuntimeKind.LITERT: "files/model.tflite",
 }
+_SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
 _LABELS_PATH: Final = "files/labels.txt"
 _REPORT_PATH: Final = "files/report.json"
 _OUTPUT_HINT: Final = "choose another with -o"
@@ -210,7 +212,7 @@ def _not_written(path: Path, error: OSError, written: Sequence[Path]) -> Refused
 
 def _members(contents: Contents) -> dict[str, Path | bytes]:
     members: dict[str, Path | bytes] = {
-        _MODEL_PATHS[contents.runtime.kind]: contents.model,
+        _model_path(contents): contents.model,
         contents.golden.path: contents.golden_data,
         _REPORT_PATH: contents.report,
     }
@@ -223,6 +225,13 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
     return members
 
 
+def _model_path(contents: Contents) -> str:
+    """A vendor's runtime may go by the name: it keeps its ending."""
+    suffix = contents.model.suffix
+    plain = suffix if _SUFFIX.match(suffix) else ".bin"
+    return _MODEL_PATHS.get(contents.runtime.kind, f"files/model{plain}")
+
+
 def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
     return sbom_bytes(
         name=contents.name,
@@ -230,7 +239,7 @@ def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
         profile=contents.profile.name,
         runtime=contents.runtime.kind,
         min_runtime_version=contents.min_runtime_version,
-        model=_MODEL_PATHS[contents.runtime.kind],
+        model=_model_path(contents),
         # the report tells of the search, of which no two runs are the same
         files=[file for file in files if file.path != _REPORT_PATH],
         provenance=contents.provenance,
@@ -246,7 +255,7 @@ def _manifest(contents: Contents, files: tuple[FileEntry, ...]) -> Manifest:
         runtime=runtime.kind,
         threads=runtime.threads,
         providers=runtime.providers if runtime.kind is RuntimeKind.ONNXRUNTIME else (),
-        model=_MODEL_PATHS[runtime.kind],
+        model=_model_path(contents),
         inputs=contents.signature.inputs,
         outputs=contents.signature.outputs,
         preprocess=contents.preprocess,
