@@ -148,6 +148,8 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """ONNX Runtime's, in order of preference; the CPU's runs what no other takes."""
     wheel: str = ""
     """Where the device gets it, for a person, where `pip install` alone does not."""
+    minimal: bool = False
+    """It is a minimal build of onnxruntime, which reads no ONNX, only onnxruntime's own format."""
     max_ir: Positive | None = None
     """Greatest ONNX IR version; None where the runtime does not read ONNX."""
     max_opset: Positive | None = None

@@ -146,7 +146,7 @@ def _members(table: dict[str, Any], chosen: tuple[str, ...] | None = None) -> li
     return [
         f"{name} = {_value(table[name])}"
         for name in chosen or table
-        if table[name] not in (None, "", [], ())
+        if table[name] not in (None, "", False, [], ())
     ]
 
 

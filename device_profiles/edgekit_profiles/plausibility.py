@@ -180,6 +180,8 @@ def _runtimes(profile: Profile) -> Iterator[str]:
 def _onnx(runtime: Runtime, where: str) -> Iterator[str]:
     told = {"max_ir": runtime.max_ir, "max_opset": runtime.max_opset}
     if runtime.kind is not RuntimeKind.ONNXRUNTIME:
+        if runtime.minimal:
+            yield f"{where}.minimal is for onnxruntime alone: remove it."
         for name in (name for name, value in told.items() if value is not None):
             yield f"{where}.{name} is for onnxruntime alone: remove it."
         return

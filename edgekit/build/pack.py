@@ -12,8 +12,8 @@ import hashlib
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -95,6 +95,8 @@ class Contents:
     opset: int | None
     peak_ram_bytes: int
     provenance: Provenance
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files, by their names: for whoever takes the bundle apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,7 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
         beside = contents.model.parent.resolve()
         for data in external.files(contents.model)[1:]:
             members[f"files/{data.relative_to(beside).as_posix()}"] = data
+    members |= {f"files/{name}": data for name, data in contents.beside.items()}
     if contents.labels:
         members[_LABELS_PATH] = "".join(f"{label}\n" for label in contents.labels).encode()
     return members

@@ -14,10 +14,12 @@ from edgekit.release.keys import read_public_key
 from edgekit.release.proof import GoldenRun, Proof, prove, this_machine
 from edgekit_contract.manifest import Manifest, TensorSpec
 from edgekit_contract.trust import UntrustedBundle, open_bundle
+from edgekit_converters.required_operators import FILENAME as OPERATORS_FILE
 
 __all__ = ["inspect", "verify"]
 
 _BUNDLE = click.Path(path_type=Path)
+_OPERATORS = f"files/{OPERATORS_FILE}"
 
 
 @click.command()
@@ -120,6 +122,8 @@ def _rows(bundle: UntrustedBundle) -> Iterator[tuple[str, str]]:
     yield "model", manifest.model
     if manifest.labels:
         yield "labels", manifest.labels
+    if any(entry.path == _OPERATORS for entry in manifest.files):
+        yield "minimal build", f"onnxruntime's build.sh --include_ops_by_config {_OPERATORS}"
     golden, requires, origin = manifest.golden, manifest.requires, manifest.provenance
     yield "golden vectors", f"{golden.count}, {golden.source}"
     for name, tolerance in golden.tolerances.items():
