@@ -121,7 +121,8 @@ def execute(
     name = request.validation or request.calibration
     data = None if name is None else open_data(name, preprocess=request.preprocess)
     with watch.stage("reading the model", None):
-        found = _open(request.model, kind, data, scratch=scratch)
+        # children work elsewhere
+        found = _open(request.model.absolute(), kind, data, scratch=scratch)
     decided = [_decide(request, plan, found, watch) for plan in plan.profiles]
     with watch.stage("packing", len(decided)) as advance:
         sealed = [seal(contents, request.key) for _, contents in decided]
@@ -161,7 +162,7 @@ def _run(
     scratch: Path,
 ) -> Prebuilt:
     """By the plug-in on this machine."""
-    words = {"path": str(path.resolve()), "kind": kind.value, "name": path.name}
+    words = {"path": str(path), "kind": kind.value, "name": path.name}
     bounds = isolation.limits_for(size_bytes)
     step = f"reading {path.name}"
     try:
