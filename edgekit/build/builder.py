@@ -22,6 +22,8 @@ from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
+from edgekit.build.minimal import REMARK as MINIMAL_REMARK
+from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
@@ -250,6 +252,10 @@ class _Build:
         )
         variant = verdict.winner
         runtime = plan.runtime(variant.kind)
+        if runtime.minimal:
+            variant = in_ort_format(
+                variant, runtime, scratch=self._scratch, run=self._workshop.run
+            )
         golden = self._golden_of(variant, plan)
         peak = peak_ram_bytes(
             variant.path, variant.kind, feeds=self._material.feeds, threads=runtime.threads
@@ -276,6 +282,7 @@ class _Build:
             remarks=(
                 *_host_remarks(plan, request, host),
                 *self._remarks(verdict, bench),
+                *([MINIMAL_REMARK] if runtime.minimal else []),
             ),
             peak_ram_bytes=peak,
             sensitivity=verdict.sensitivity,
@@ -431,6 +438,7 @@ class _Build:
                     environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
                 ),
             ),
+            beside=operators_of(variant, run=self._workshop.run) if is_onnx else {},
         )
 
 
