@@ -7,7 +7,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -36,9 +36,12 @@ ram_mib = 256
 """
 
 
+_SITE = TemporaryDirectory(prefix="edgekit-plugin-")
+
+
 @cache
 def _site() -> str:
-    directory = mkdtemp(prefix="edgekit-plugin-")
+    directory = _SITE.name
     source = ROOT / "examples" / "runtime-plugin"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--target", directory, str(source)]

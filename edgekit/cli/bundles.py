@@ -13,6 +13,7 @@ from edgekit.cli.output import emit, json_option, remark, table
 from edgekit.release.keys import read_public_key
 from edgekit.release.proof import GoldenRun, Proof, prove, this_machine
 from edgekit_contract.manifest import Manifest, TensorSpec
+from edgekit_contract.profile import PROVIDERS
 from edgekit_contract.trust import UntrustedBundle, open_bundle
 from edgekit_converters.required_operators import FILENAME as OPERATORS_FILE
 
@@ -81,7 +82,9 @@ def verify(bundle: Path, trusted: tuple[Path, ...], as_json: bool) -> None:
 
 def _golden(proof: Proof) -> str:
     if proof.golden is GoldenRun.REPRODUCED:
-        return f"{proof.manifest.golden.count} reproduced in {proof.runtime}"
+        others = [name for name in proof.manifest.providers if name != PROVIDERS[0]]
+        where = f", on the CPU, not in {' or '.join(others)}" if others else ""
+        return f"{proof.manifest.golden.count} reproduced in {proof.runtime}{where}"
     return f"NOT RUN on this machine: {'; '.join(proof.obstacles)}"
 
 
