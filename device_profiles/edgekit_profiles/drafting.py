@@ -17,6 +17,7 @@ from edgekit_contract import limits, names
 from edgekit_contract.cores import FEATURES_OF, IMPLIED, lacking
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import (
+    PROVIDERS,
     Arch,
     Budget,
     Cpu,
@@ -79,16 +80,27 @@ def draft(survey: Survey, name: str | None, *, taken: frozenset[str] = frozenset
 
 def _runtimes(survey: Survey) -> Iterator[Runtime]:
     for kind, version in survey.runtimes.items():
-        onnx = survey.onnx if kind is RuntimeKind.ONNXRUNTIME else None
+        is_onnx = kind is RuntimeKind.ONNXRUNTIME
+        onnx = survey.onnx if is_onnx else None
+        providers = survey.providers if is_onnx else PROVIDERS[:1]
         yield Runtime(
             kind=kind,
             version=_plain(version) or "0",
             python=_plain(survey.python) or _LEAST_PYTHON,
             threads=max(1, min(_MOST_THREADS, survey.cores)),
-            wheel=f"the runtime plug-in {kind.value}" if kind.is_plugin else "",
+            providers=providers,
+            wheel=_wheel(kind, providers),
             max_ir=onnx[0] if onnx else None,
             max_opset=onnx[1] if onnx else None,
         )
+
+
+def _wheel(kind: RuntimeKind, providers: tuple[str, ...]) -> str:
+    if kind.is_plugin:
+        return f"the runtime plug-in {kind.value}"
+    if providers != PROVIDERS[:1]:
+        return f"the build of {kind.value} that was on the machine of this profile"
+    return ""
 
 
 def _sound_features(survey: Survey, core: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from edgekit_contract.cores import core_of
 from edgekit_contract.errors import Refused
 from edgekit_contract.messages import DeviceFacts
 from edgekit_contract.profile import (
+    PROVIDERS,
     Arch,
     Platform,
     RuntimeKind,
@@ -27,6 +28,7 @@ from edgekit_contract.profile import (
     read_features,
 )
 from edgekit_profiles.onnx_versions import OnnxVersions, newest_onnx
+from edgekit_runtime.providers import why_not_loaded
 from edgekit_runtime.session import installed_runtimes
 
 __all__ = ["Survey", "of_device", "of_this_machine"]
@@ -68,6 +70,8 @@ class Survey:
     """But the null runtime."""
     onnx: OnnxVersions | None
     """What its onnxruntime reads."""
+    providers: tuple[str, ...] = PROVIDERS[:1]
+    """Of its onnxruntime: those that load there, the CPU's last."""
     thermal: Thermal = _NO_SENSORS
 
 
@@ -90,6 +94,7 @@ def of_this_machine(*, root: Path = Path("/")) -> Survey:
         python=".".join(platform.python_version_tuple()[:2]),
         runtimes=runtimes,
         onnx=(_loaded_onnx() or newest_onnx(version)) if version is not None else None,
+        providers=_loaded_providers(),
         thermal=_thermal(root),
     )
 
@@ -213,6 +218,21 @@ def _loaded_onnx() -> OnnxVersions | None:
     while ir < _MOST_OPSET and loads(ir + 1, opset):
         ir += 1
     return ir, opset
+
+
+def _loaded_providers() -> tuple[str, ...]:
+    """A list of what onnxruntime was built with does not say that a driver is there, too."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return PROVIDERS[:1]
+    libraries = Path(onnxruntime.__file__).parent / "capi"
+    built_with = onnxruntime.get_available_providers()
+    return tuple(
+        name
+        for name in reversed(PROVIDERS)
+        if name in built_with and why_not_loaded(name, libraries) is None
+    )
 
 
 def _text(path: Path) -> str:

@@ -25,7 +25,7 @@ from edgekit.build.progress import Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import Candidate, ModelCard, Outcome, Report
 from edgekit.build.request import BuildRequest
-from edgekit.build.samples import DataRejected, Row, Sample
+from edgekit.build.samples import LABELS, DataRejected, Row, Sample
 from edgekit.build.vectors import CANDIDATES, GoldenSet, choose_vectors, given_vectors
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
@@ -36,8 +36,8 @@ from edgekit_converters.proof import Signature, generated
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.sources import sha256_of
 from edgekit_converters.tensorfile import write_tensors
-from edgekit_runtime.plugins import plugin_for_file
-from edgekit_runtime.session import SessionOptions, installed_runtimes
+from edgekit_runtime.plugins import PluginBroken, find_plugin, plugin_for_file
+from edgekit_runtime.session import RuntimeMissing, SessionOptions, installed_runtimes
 
 __all__ = ["OUTPUTS", "Prebuilt", "execute", "make_prebuilt_plan", "prebuilt_kind"]
 
@@ -222,7 +222,7 @@ def _named(row: Row, *, is_output: bool) -> dict[str, np.ndarray]:
     return {
         name.removeprefix(OUTPUTS): np.ascontiguousarray(array).reshape(array.shape)
         for name, array in row.items()
-        if name.startswith(OUTPUTS) == is_output
+        if name.startswith(OUTPUTS) == is_output and name != LABELS
     }
 
 
@@ -239,9 +239,17 @@ def _specs(tensors: Mapping[str, np.ndarray], data: Data) -> tuple[TensorSpec, .
 
 
 def _does_not_run(kind: RuntimeKind) -> Refused:
+    why = ""
+    try:
+        find_plugin(kind)
+    except PluginBroken as error:
+        why = f" ({error.detail})"
+    except RuntimeMissing:
+        pass  # it is not that a person would want it here
     return Refused(
-        f"{kind.value} does not run on this machine: give --validation FILE.npz with the model's "
-        f"inputs and, as {OUTPUTS}NAME, what they give on a device or in the vendor's emulator."
+        f"{kind.value} does not run on this machine{why}: give --validation FILE.npz with the "
+        f"model's inputs and, as {OUTPUTS}NAME, what they give on a device or in the vendor's "
+        "emulator."
     )
 
 

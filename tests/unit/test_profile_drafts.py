@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_a_device_is_described_by_what_it_reported() -> None:
     onnx = profile.runtimes[0]
     assert (onnx.max_ir, onnx.max_opset) == (11, 23)
     assert mistakes(render(profile, source="x").encode()) == []
+
+
+def test_providers_that_load_are_in_the_profile_and_where_they_are_from() -> None:
+    gpu = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    survey = dataclasses.replace(of_this_machine(), providers=gpu, arch=Arch.AARCH64, core="")
+    text = render(draft(survey, "p"), source="x").encode()
+    runtime = parse_profile(text, source="x").runtime(RuntimeKind.ONNXRUNTIME)
+    assert runtime is not None and runtime.providers == gpu
+    assert mistakes(text) == [], "a wheel for a GPU on ARM says where it is from"
 
 
 def test_a_machine_without_a_runtime_has_no_profile() -> None:

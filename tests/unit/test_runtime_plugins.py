@@ -40,7 +40,7 @@ def shelf(tmp_path: Path) -> Path:
     (tmp_path / "acme-box.toml").write_text(PROFILE)
     np.savez(tmp_path / "inputs.npz", x=ROWS)
     given = {"outputs/y": 2 * ROWS.sum(axis=1, keepdims=True)}
-    np.savez(tmp_path / "both.npz", x=ROWS[:, None], **given)
+    np.savez(tmp_path / "both.npz", x=ROWS[:, None], labels=np.arange(10), **given)
     return tmp_path
 
 
@@ -115,6 +115,11 @@ def test_a_broken_plugin_harms_no_other_runtime(
     assert RuntimeKind.NULL in installed_runtimes()
     with pytest.raises(PluginBroken, match=says):
         open_session(ACME, tmp_path / "x")
+    (tmp_path / "net.acme").write_bytes(MODEL)
+    (tmp_path / "acme-box.toml").write_text(PROFILE)
+    refused, said = build(tmp_path)
+    assert refused == 1
+    assert f"acme does not run on this machine ({says}" in said
 
 
 def test_a_plugin_cannot_take_the_name_of_edgekits_own(
