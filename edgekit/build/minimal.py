@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.build.kitchen import Variant
-from edgekit_contract.compatibility import version_tuple
+from edgekit_contract.profile import Runtime
 from edgekit_converters import external, isolation
-from edgekit_converters.recipes.ort_format import MIN_RUNTIME_VERSION
 from edgekit_converters.required_operators import FILENAME
 from edgekit_runtime.backend_onnxruntime import is_ort_format
 
@@ -25,22 +24,23 @@ REMARK: Final = (
 )
 
 
-def in_ort_format(variant: Variant, *, scratch: Path, run: isolation.Run) -> Variant:
-    """The same for a minimal build. Errors: `StepFailed`."""
-    needs = variant.recipe.needs
-    least = max(needs.min_runtime_version, MIN_RUNTIME_VERSION, key=version_tuple)
-    recipe = replace(variant.recipe, needs=replace(needs, min_runtime_version=least))
+def in_ort_format(
+    variant: Variant, runtime: Runtime, *, scratch: Path, run: isolation.Run
+) -> Variant:
+    """The same for a minimal build of this version. Errors: `StepFailed`; `StepRefused` where its
+    optimized form uses an operator that is newer."""
     if is_ort_format(variant.path):
-        return replace(variant, recipe=recipe)
+        return variant
+    needs = replace(variant.recipe.needs, min_runtime_version=runtime.version)
     # the baseline may be the user's own file, which nothing is written beside
     out = scratch / f"{variant.path.stem}.ort"
     run(
         f"writing {variant.title} in onnxruntime's format",
         "edgekit_converters.recipes.ort_format:convert",
-        {"source": str(variant.path), "out": str(out)},
+        {"source": str(variant.path), "out": str(out), "version": runtime.version},
         isolation.limits_for(external.size_bytes(variant.path)),
     )
-    return replace(variant, recipe=recipe, path=out)
+    return replace(variant, recipe=replace(variant.recipe, needs=needs), path=out)
 
 
 def operators_of(variant: Variant, *, run: isolation.Run) -> dict[str, bytes]:

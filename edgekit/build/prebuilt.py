@@ -19,13 +19,15 @@ import numpy as np
 from edgekit.build.data import Data, open_data
 from edgekit.build.host import read_host
 from edgekit.build.memory import peak_ram_bytes
-from edgekit.build.pack import Contents, Packed, report_bytes, seal, write
+from edgekit.build.pack import Contents, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan
 from edgekit.build.progress import Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import Candidate, ModelCard, Outcome, Report
 from edgekit.build.request import BuildRequest
+from edgekit.build.result import BuildResult, Built
 from edgekit.build.samples import LABELS, DataRejected, Row, Sample
+from edgekit.build.scratch import open_scratch
 from edgekit.build.vectors import CANDIDATES, GoldenSet, choose_vectors, given_vectors
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
@@ -39,7 +41,7 @@ from edgekit_converters.tensorfile import write_tensors
 from edgekit_runtime.plugins import PluginBroken, find_plugin, plugin_for_file
 from edgekit_runtime.session import RuntimeMissing, SessionOptions, installed_runtimes
 
-__all__ = ["OUTPUTS", "Prebuilt", "execute", "make_prebuilt_plan", "prebuilt_kind"]
+__all__ = ["OUTPUTS", "build_prebuilt", "prebuilt_kind"]
 
 OUTPUTS: Final = "outputs/"
 """What the names of arrays with given outputs begin with, in validation data."""
@@ -65,7 +67,7 @@ _RECIPE: Final = Recipe(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prebuilt:
+class _Prebuilt:
     """A model file and what is known of running it."""
 
     path: Path
@@ -99,7 +101,7 @@ def prebuilt_kind(request: BuildRequest) -> RuntimeKind | None:
     return found if found in listed else None
 
 
-def make_prebuilt_plan(kind: RuntimeKind, profiles: Sequence[Profile]) -> Plan:
+def _plan(kind: RuntimeKind, profiles: Sequence[Profile]) -> Plan:
     """Errors: `Refused` for a profile that has no such runtime."""
     plans = []
     for profile in profiles:
@@ -110,14 +112,24 @@ def make_prebuilt_plan(kind: RuntimeKind, profiles: Sequence[Profile]) -> Plan:
                 f"{profile.name} has no {kind.value}, only {held}: choose another profile, or add "
                 "a [[runtimes]] table to a copy of it."
             )
-        plans.append(ProfilePlan(profile=profile, runtimes=(runtime,), recipes=(_RECIPE,), skipped=()))
+        plans.append(
+            ProfilePlan(profile=profile, runtimes=(runtime,), recipes=(_RECIPE,), skipped=())
+        )
     return Plan(profiles=tuple(plans))
 
 
-def execute(
-    request: BuildRequest, kind: RuntimeKind, plan: Plan, *, scratch: Path, watch: Stopwatch
-) -> tuple[tuple[Report, Packed], ...]:
+def build_prebuilt(request: BuildRequest, kind: RuntimeKind, watch: Stopwatch) -> BuildResult:
     """Pack the model for each profile. Errors: `Misused`, `Refused`, `DataRejected`."""
+    plan = _plan(kind, request.profiles)
+    if request.dry_run:
+        return BuildResult(plan=plan, built=())
+    with open_scratch() as scratch:
+        return BuildResult(plan=plan, built=_execute(request, kind, plan, scratch, watch))
+
+
+def _execute(
+    request: BuildRequest, kind: RuntimeKind, plan: Plan, scratch: Path, watch: Stopwatch
+) -> tuple[Built, ...]:
     name = request.validation or request.calibration
     data = None if name is None else open_data(name, preprocess=request.preprocess)
     with watch.stage("reading the model", None):
@@ -127,10 +139,13 @@ def execute(
     with watch.stage("packing", len(decided)) as advance:
         sealed = [seal(contents, request.key) for _, contents in decided]
         bundles = write(sealed, request.output, advance=advance)
-    return tuple((report, bundle) for (report, _), bundle in zip(decided, bundles, strict=True))
+    return tuple(
+        Built(report=report, bundle=bundle)
+        for (report, _), bundle in zip(decided, bundles, strict=True)
+    )
 
 
-def _open(path: Path, kind: RuntimeKind, data: Data | None, *, scratch: Path) -> Prebuilt:
+def _open(path: Path, kind: RuntimeKind, data: Data | None, *, scratch: Path) -> _Prebuilt:
     try:
         size_bytes, digest = path.stat().st_size, sha256_of(path)
     except OSError as error:
@@ -142,7 +157,7 @@ def _open(path: Path, kind: RuntimeKind, data: Data | None, *, scratch: Path) ->
     if data is None:
         raise _does_not_run(kind)
     signature, rows = _given(data, kind)
-    return Prebuilt(
+    return _Prebuilt(
         path=path,
         sha256=digest,
         signature=signature,
@@ -160,7 +175,7 @@ def _run(
     digest: str,
     size_bytes: int,
     scratch: Path,
-) -> Prebuilt:
+) -> _Prebuilt:
     """By the plug-in on this machine."""
     words = {"path": str(path), "kind": kind.value, "name": path.name}
     bounds = isolation.limits_for(size_bytes)
@@ -194,7 +209,7 @@ def _run(
         output_step=_STEP,
         source="validation" if data is not None else "generated",
     )
-    return Prebuilt(
+    return _Prebuilt(
         path=path,
         sha256=digest,
         signature=signature,
@@ -254,7 +269,7 @@ def _does_not_run(kind: RuntimeKind) -> Refused:
 
 
 def _decide(
-    request: BuildRequest, plan: ProfilePlan, found: Prebuilt, watch: Stopwatch
+    request: BuildRequest, plan: ProfilePlan, found: _Prebuilt, watch: Stopwatch
 ) -> tuple[Report, Contents]:
     profile, runtime, size_bytes = plan.profile, plan.runtimes[0], found.path.stat().st_size
     remarks = [_REMARKS[found.golden.golden.source].format(runtime=runtime.kind.value)]
@@ -310,7 +325,7 @@ _REMARKS: Final = {
 
 
 def _contents(
-    request: BuildRequest, profile: Profile, runtime: Runtime, found: Prebuilt, report: Report
+    request: BuildRequest, profile: Profile, runtime: Runtime, found: _Prebuilt, report: Report
 ) -> Contents:
     return Contents(
         name=request.name,

@@ -14,16 +14,18 @@ from edgekit_contract.errors import Refused
 from edgekit_converters.recipes.recipe import Ingredients, Needs, Recipe
 from edgekit_converters.runtime_operators import named_in_ort_format, newer_than
 
-__all__ = ["MIN_RUNTIME_VERSION", "RECIPES", "convert"]
+__all__ = ["RECIPES", "convert"]
 
-MIN_RUNTIME_VERSION: Final = "1.20"
-
+_OLDEST: Final = "1.20"
 _STEP: Final = 1e-4
 """As of float32: fused operators sum in another order."""
 
 
-def convert(*, source: str, out: str) -> None:
-    """Write an ONNX file in onnxruntime's format. Errors: those of onnxruntime."""
+def convert(*, source: str, out: str, version: str) -> None:
+    """Write an ONNX file in onnxruntime's format, for this version of it or later.
+
+    Errors: those of onnxruntime; `Refused` where that version lacks what the optimizer put in.
+    """
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -35,20 +37,21 @@ def convert(*, source: str, out: str) -> None:
         source, settings, providers=["CPUExecutionProvider"], enable_fallback=0
     )
     held = named_in_ort_format(Path(out).read_bytes())
-    if newer := newer_than(MIN_RUNTIME_VERSION, held):
+    if newer := newer_than(version, held):
         named = ", ".join(sorted(newer))
-        raise Refused(f"optimized, it uses {named}, which onnxruntime {MIN_RUNTIME_VERSION} does not have.")
+        raise Refused(f"optimized, it uses {named}, which onnxruntime {version} does not have.")
 
 
 def _make(ingredients: Ingredients) -> None:
-    convert(source=str(ingredients.normalized), out=str(ingredients.out))
+    source, out = str(ingredients.normalized), str(ingredients.out)
+    convert(source=source, out=out, version=_OLDEST)
 
 
 RECIPES: Final = (
     Recipe(
         id="ort-format",
         title="onnxruntime's format: optimized beforehand",
-        needs=Needs(min_runtime_version=MIN_RUNTIME_VERSION),
+        needs=Needs(min_runtime_version=_OLDEST),
         make=_make,
         output_step=_STEP,
     ),
