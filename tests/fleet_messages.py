@@ -11,6 +11,7 @@ from edgekit_contract.messages import (
     DeviceFacts,
     Event,
     EventKind,
+    Execution,
     Health,
     HostMetrics,
     ModelHealth,
@@ -63,6 +64,7 @@ def reported(
     target: str | None = None,
     progress: float | None = None,
     last: Outcome | None = None,
+    execution: Execution | None = None,
 ) -> Reported:
     active = None if version is None else BundleRef(version=version, digest="ab" * 32, counter=1)
     return Reported(
@@ -71,7 +73,13 @@ def reported(
         device=facts(profile),
         models={
             model: ReportedModel(
-                active=active, phase=phase, target=target, progress=progress, last=last, port=8080
+                active=active,
+                phase=phase,
+                target=target,
+                progress=progress,
+                last=last,
+                port=8080,
+                execution=execution,
             )
         },
     )

@@ -43,6 +43,7 @@ class Worker:
         self.launch, self.alive, self.ready = launch, healthy, healthy
         self.lost = None if healthy else "killed"
         self.damaged = False
+        self.execution = None
         self.stats = Stats(inferences=0, errors=0, rejected=0, rss_bytes=1)
 
 
@@ -54,6 +55,7 @@ class Workers:
         self.current: Any = None
         self.incoming: Any = None
         self.port = 8000
+        self.execution = None
 
     serving = property(lambda self: self.current is not None)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import flatbuffers
 
 _FLOAT32 = 0
+_INT32 = 2
 _INT8 = 9
 _ADD = 0
 _RELU = 19
@@ -18,18 +19,18 @@ Slot = tuple[int, Callable[[flatbuffers.Builder, int], None]]
 def relu_file(columns: int, *, scale: float | None = None) -> bytes:
     """A model whose input `x` and output `y` are of shape [-1, columns]: float32, or, with a
     `scale`, int8 with that step and zero at 0."""
-    return _file("x", _RELU, columns, scale)
+    return _file("x", _RELU, columns, scale, _FLOAT32 if scale is None else _INT8)
 
 
-def add_file(columns: int) -> bytes:
-    """A model whose inputs `a` and `b` and output `y` are float32 of shape [-1, columns]: it
-    prepares only for batches that broadcast."""
-    return _file("ab", _ADD, columns, None)
+def add_file(columns: int, *, integers: bool = False) -> bytes:
+    """A model whose inputs `a` and `b` and output `y` are float32, or int32, of shape
+    [-1, columns]: it prepares only for batches that broadcast."""
+    return _file("ab", _ADD, columns, None, _INT32 if integers else _FLOAT32)
 
 
-def _file(names: str, code_number: int, columns: int, scale: float | None) -> bytes:
+def _file(names: str, code_number: int, columns: int, scale: float | None, kind: int) -> bytes:
     b = flatbuffers.Builder(1024)
-    tensors = _vector(b, [_tensor(b, name, columns, scale) for name in f"{names}y"])
+    tensors = _vector(b, [_tensor(b, name, columns, scale, kind) for name in f"{names}y"])
     inputs, outputs = _int32s(b, list(range(len(names)))), _int32s(b, [len(names)])
     operator = _table(b, 3, [_offset(1, inputs), _offset(2, outputs)])
     operators = _vector(b, [operator])
@@ -61,10 +62,9 @@ def _file(names: str, code_number: int, columns: int, scale: float | None) -> by
     return bytes(b.Output())
 
 
-def _tensor(b: flatbuffers.Builder, name: str, columns: int, scale: float | None) -> int:
+def _tensor(b: flatbuffers.Builder, name: str, columns: int, scale: float | None, kind: int) -> int:
     shape, signature = _int32s(b, [1, columns]), _int32s(b, [-1, columns])
     text = b.CreateString(name)
-    kind = _FLOAT32 if scale is None else _INT8
     quantization = () if scale is None else (_offset(4, _quantization(b, scale)),)
     return _table(
         b,

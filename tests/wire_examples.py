@@ -14,6 +14,7 @@ from edgekit_contract.messages import (
     DeviceFacts,
     Event,
     EventKind,
+    Execution,
     Fetch,
     Health,
     HostMetrics,
@@ -57,6 +58,7 @@ _FACTS = DeviceFacts(
     profile="raspberry-pi-5",
     platform="linux",
     arch="aarch64",
+    core="cortex-a76",
     features=("asimd", "asimddp"),
     cores=4,
     ram_bytes=2_063_597_568,
@@ -89,6 +91,11 @@ MESSAGES: dict[str, Message] = {
                 progress=0.5,
                 last=_OUTCOME,
                 port=8080,
+                execution=Execution(
+                    asked=("XnnpackExecutionProvider", "CPUExecutionProvider"),
+                    used=("CPUExecutionProvider",),
+                    reason="XnnpackExecutionProvider: this onnxruntime is built without it.",
+                ),
             )
         },
         device=_FACTS,

@@ -98,6 +98,9 @@ def _status(options: argparse.Namespace) -> int:
         line = f"{name}: " + (f"serves {active['version']}" if active else "serves nothing")
         if port := model.get("port"):
             line += f" at http://127.0.0.1:{port}/v2/models/{name}"
+        if execution := model.get("execution"):
+            line += f", computed by {', '.join(execution.get('used', ())) or 'nothing it told'}"
+            line += f" ({execution['reason']})" if execution.get("reason") else ""
         if target := model.get("target"):
             line += f"; {model.get('phase', 'idle')} of {target}"
         if last := model.get("last"):

@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from edgekit_contract import limits
-from edgekit_contract.messages import DeviceFacts, Phase
+from edgekit_contract.messages import DeviceFacts, Execution, Phase
 
 __all__ = [
     "Assignment",
@@ -62,6 +62,7 @@ class Ready(_Packet, frozen=True, kw_only=True, tag="ready"):
 
     load_s: float
     rss_bytes: int
+    execution: Execution = Execution()
 
 
 class Failed(_Packet, frozen=True, kw_only=True, tag="failed"):
@@ -223,6 +224,7 @@ class WarmupReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float | None = None
     """Median over the golden vectors."""
     rss_bytes: int | None = None
+    execution: Execution | None = None
 
 
 FromWorker = Ready | Failed | Stats | Drained

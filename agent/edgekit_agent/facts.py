@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit_contract.messages import DeviceFacts
+from edgekit_contract.cores import core_of
+from edgekit_contract.messages import DeviceFacts, cut
 from edgekit_contract.profile import read_features
 from edgekit_runtime.session import installed_runtimes
 
@@ -24,11 +25,13 @@ __all__ = ["collect", "main"]
 
 def collect(profile: str, *, root: Path = Path("/")) -> DeviceFacts:
     """The facts of this machine; `root` is where /proc and /sys are."""
+    cpuinfo = _text(root / "proc/cpuinfo")
     return DeviceFacts(
         profile=profile,
         platform="android" if "ANDROID_ROOT" in os.environ else "linux",
         arch=platform.machine(),
-        features=read_features(_text(root / "proc/cpuinfo")),
+        core=cut(core_of(cpuinfo)),
+        features=read_features(cpuinfo),
         cores=len(os.sched_getaffinity(0)),
         ram_bytes=_ram_bytes(_text(root / "proc/meminfo")),
         board=_text(root / "proc/device-tree/model").strip("\0\n ")

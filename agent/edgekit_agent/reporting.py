@@ -24,6 +24,20 @@ def _shorter_reason(model: ReportedModel) -> ReportedModel:
     return replace(model, last=replace(model.last, reason=reason))
 
 
+def _no_good_execution(model: ReportedModel) -> ReportedModel:
+    """All is as it was asked for: that is what silence means, too."""
+    execution = model.execution
+    return model if execution is None or execution.missed else replace(model, execution=None)
+
+
+def _shorter_fallback(model: ReportedModel) -> ReportedModel:
+    execution = model.execution
+    if execution is None or len(execution.reason) <= _SHORT_CHARS:
+        return model
+    reason = execution.reason[: _SHORT_CHARS - 1] + "…"
+    return replace(model, execution=replace(execution, reason=reason))
+
+
 def _no_digest_of_last(model: ReportedModel) -> ReportedModel:
     return model if model.last is None else replace(model, last=replace(model.last, digest=""))
 
@@ -47,18 +61,21 @@ def _no_features(reported: Reported) -> Reported:
 
 
 def _bare_facts(reported: Reported) -> Reported:
-    facts = replace(reported.device, board="", os="", python="", agent="", runtimes={})
+    facts = replace(reported.device, core="", board="", os="", python="", agent="", runtimes={})
     return replace(reported, device=facts)
 
 
 _ECONOMIES: Final[tuple[Callable[[Reported], Reported], ...]] = (
+    _each(_no_good_execution),
     _each(_shorter_reason),
+    _each(_shorter_fallback),
     _each(_no_digest_of_last),
     _each(lambda model: replace(model, last=None)),
     _no_features,
     _each(lambda model: replace(model, progress=None)),
     _each(lambda model: replace(model, port=None)),
     _each(_short_digest),
+    _each(lambda model: replace(model, execution=None)),
     _bare_facts,
     _each(lambda model: replace(model, target=None)),
 )

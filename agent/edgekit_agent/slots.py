@@ -17,7 +17,7 @@ from edgekit_agent import storage
 from edgekit_agent.control import Release
 from edgekit_contract.messages import BundleRef
 
-__all__ = ["Active", "Slot", "Slots"]
+__all__ = ["Active", "Slot", "Slots", "cache_of"]
 
 _MAX_ACTIVE_BYTES: Final = 4096
 
@@ -54,6 +54,12 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ref(self) -> BundleRef:
         return BundleRef(version=self.version, digest=self.digest, counter=self.counter)
+
+
+def cache_of(slot: Path) -> Path:
+    """Where a runtime may keep what it makes of a slot's model on this device; it is lost with what
+    the slot holds."""
+    return slot.with_name(f"{slot.name}-cache")
 
 
 class Slots:

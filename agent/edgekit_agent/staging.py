@@ -18,6 +18,7 @@ import msgspec
 
 from edgekit_agent import storage
 from edgekit_agent.download import missing_blocks
+from edgekit_agent.slots import cache_of
 from edgekit_contract import limits
 from edgekit_contract.envelope import ENVELOPE_PATH, decode
 from edgekit_contract.errors import BundleRejected
@@ -141,6 +142,7 @@ class Staging:
 
     def _clear_slot(self) -> None:
         storage.remove(self._slot / ENVELOPE_PATH)
+        storage.remove(cache_of(self._slot))
         for path in list(_files(self._slot)):
             if path.relative_to(self._slot).as_posix() not in self._placed:
                 storage.remove(path)

@@ -19,6 +19,7 @@ from edgekit_agent.endpoints import listen_tcp, listen_unix
 from edgekit_agent.loop import Loop
 from edgekit_agent.transitions import retry_delay_s
 from edgekit_agent.worker_process import Launch, WorkerProcess, WorkerState
+from edgekit_contract.messages import Execution
 
 __all__ = ["Supervisor"]
 
@@ -73,6 +74,11 @@ class Supervisor:
     def launch(self) -> Launch | None:
         """What is to be served, whether a worker is up or lost."""
         return self._launch
+
+    @property
+    def execution(self) -> Execution | None:
+        """What computes the model that serves."""
+        return self.current.execution if self.current is not None else None
 
     @property
     def serving(self) -> bool:

@@ -38,6 +38,7 @@ from edgekit_agent.updater_process import UpdaterProcess
 from edgekit_agent.worker_process import Launch, WorkerProcess
 from edgekit_contract.messages import (
     EventKind,
+    Execution,
     Outcome,
     OutcomeKind,
     Phase,
@@ -67,6 +68,7 @@ class UpdateMachine:
         self._progress: float | None = None
         self._probation = Probation(around.knobs.probation)
         self._damaged = False
+        self._fallback_told: tuple[str, Execution] | None = None
         """Whether a worker found that the active slot does not match its digest."""
         self._hold_until = 0.0
 
@@ -120,11 +122,23 @@ class UpdateMachine:
             return
         try:
             self.workers.tick()
+            self._tell_fallback()
             self._advance()
         except OSError as error:
             # the phase stands, and is done again: every phase may be
             self._hold_until = self._around.clock.monotonic() + _HOLD_S
             self._emit(EventKind.RETRY, f"{self._journal.phase.value}: {_why(error)}")
+
+    def _tell_fallback(self) -> None:
+        """Once for a bundle and what became of its wishes, not for each start of a worker."""
+        for worker in (self.workers.current, self.workers.incoming):
+            if worker is None or worker.execution is None or not worker.execution.missed:
+                continue
+            told = (worker.launch.digest, worker.execution)
+            if told != self._fallback_told:
+                self._fallback_told = told
+                reason = worker.execution.reason
+                self._emit(EventKind.FALLBACK, reason, version=worker.launch.version)
 
     def _advance(self) -> None:
         phase = self._journal.phase
@@ -185,6 +199,7 @@ class UpdateMachine:
             progress=self._progress if journal.phase is Phase.FETCH else None,
             last=journal.last,
             port=self.workers.port,
+            execution=self.workers.execution,
         )
 
     # --- the updater's phases

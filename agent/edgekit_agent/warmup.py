@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgekit_contract.manifest import TensorSpec
+    from edgekit_contract.messages import Execution
     from edgekit_runtime.session import Session, Tensors
 
 __all__ = ["main", "prove"]
@@ -76,7 +77,11 @@ def prove(directory: Path, digest: str, *, max_latency_ms: float | None) -> Warm
     elif max_latency_ms is not None and latency_ms is not None and latency_ms > max_latency_ms:
         reason = f"an inference takes {latency_ms:.3g} ms here, {max_latency_ms:.3g} are allowed."
     return WarmupReport(
-        passed=not reason, reason=cut(reason), load_s=loaded.load_s, latency_ms=latency_ms
+        passed=not reason,
+        reason=cut(reason),
+        load_s=loaded.load_s,
+        latency_ms=latency_ms,
+        execution=loaded.session.execution,
     )
 
 
@@ -94,6 +99,10 @@ class _Timed:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._session.outputs
+
+    @property
+    def execution(self) -> Execution:
+        return self._session.execution
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         started = time.perf_counter()

@@ -42,6 +42,7 @@ from edgekit_agent.control import (
 from edgekit_agent.inference import Runner
 from edgekit_agent.oip import ServedModel
 from edgekit_agent.server import Server
+from edgekit_agent.slots import cache_of
 from edgekit_agent.stats import Counters
 from edgekit_contract.errors import BundleRejected, EdgekitError, Reason
 from edgekit_contract.messages import cut
@@ -83,7 +84,8 @@ def load(directory: Path, digest: str) -> Loaded:
     bundle = verify_directory(directory, envelope_sha256=digest)
     manifest = bundle.manifest
     started = time.monotonic()
-    session = open_session(manifest.runtime, directory / manifest.model, options_for(manifest))
+    options = options_for(manifest, cache=cache_of(directory))
+    session = open_session(manifest.runtime, directory / manifest.model, options)
     load_s = time.monotonic() - started
     first = msgspec.structs.replace(manifest.golden, count=1)
     vectors = read_golden(
@@ -96,7 +98,7 @@ def load(directory: Path, digest: str) -> Loaded:
         model=ServedModel(
             name=manifest.name,
             version=manifest.version,
-            platform=_PLATFORMS[manifest.runtime],
+            platform=_PLATFORMS.get(manifest.runtime, manifest.runtime.value),
             inputs=session.inputs,
             outputs=session.outputs,
             classes=_classes(bundle),
@@ -143,7 +145,13 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._server.drain())
         try:
-            self._channel.send(Ready(load_s=self._loaded.load_s, rss_bytes=resident_bytes()))
+            self._channel.send(
+                Ready(
+                    load_s=self._loaded.load_s,
+                    rss_bytes=resident_bytes(),
+                    execution=self._loaded.session.execution,
+                )
+            )
             self._obey()
             self._channel.send(Drained())
         except PeerGone:

@@ -24,6 +24,7 @@ from edgekit_agent.control import (
     Stats,
     socket_pair,
 )
+from edgekit_contract.messages import Execution
 
 __all__ = ["Launch", "WorkerProcess", "WorkerState"]
 
@@ -68,6 +69,7 @@ class WorkerProcess:
         self._before_close = before_close
         self.state = WorkerState.STARTING
         self.stats: Stats | None = None
+        self.execution: Execution | None = None
         self.lost: str | None = None
         self.damaged = False
         self._since = self._heard = now
@@ -119,7 +121,7 @@ class WorkerProcess:
                 return
             self._heard = now
             if isinstance(message, Ready) and self.state is WorkerState.STARTING:
-                self.state = WorkerState.READY
+                self.state, self.execution = WorkerState.READY, message.execution
             elif isinstance(message, Stats):
                 self.stats = message
             elif isinstance(message, Failed):

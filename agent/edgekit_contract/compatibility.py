@@ -41,7 +41,8 @@ def unmet(manifest: Manifest, facts: DeviceFacts, *, beside_bytes: int = 0) -> l
         lacks.append(f"the CPU lacks {', '.join(missing)}")
     have = facts.runtimes.get(requires.runtime.value)
     if have is None:
-        lacks.append(f"{requires.runtime.value} is not installed")
+        what = "the runtime plug-in " if requires.runtime.is_plugin else ""
+        lacks.append(f"{what}{requires.runtime.value} is not installed")
     elif version_tuple(have) < version_tuple(requires.min_runtime_version):
         lacks.append(
             f"{requires.runtime.value} {have} is older than {requires.min_runtime_version}"

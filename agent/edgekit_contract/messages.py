@@ -28,6 +28,7 @@ __all__ = [
     "DeviceFacts",
     "Event",
     "EventKind",
+    "Execution",
     "Fetch",
     "Health",
     "HostMetrics",
@@ -92,6 +93,8 @@ class EventKind(enum.Enum):
     """The broker gave this device's session to another client with its identity."""
     REJECTED = "rejected"
     """A message from the hub that could not be understood."""
+    FALLBACK = "fallback"
+    """A worker is ready, and not all that was to compute its model does: see `Execution`."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,6 +128,21 @@ class Outcome(Message, frozen=True, kw_only=True):
     at: Instant
 
 
+class Execution(Message, frozen=True, kw_only=True):
+    """What computes a loaded model: ONNX Runtime's execution providers, LiteRT's delegates, or what
+    a runtime plug-in calls such a thing. A name in `asked` and not in `used` was not to be had."""
+
+    asked: tuple[str, ...] = ()
+    """In order of preference."""
+    used: tuple[str, ...] = ()
+    reason: str = ""
+    """Why what was asked for is not used, a sentence for each; else empty."""
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        return tuple(name for name in self.asked if name not in self.used)
+
+
 class ReportedModel(Message, frozen=True, kw_only=True):
     """Three axes, kept apart: what serves, what is being done, how the last doing ended."""
 
@@ -137,6 +155,8 @@ class ReportedModel(Message, frozen=True, kw_only=True):
     last: Outcome | None = None
     port: int | None = None
     """Loopback port of the local API."""
+    execution: Execution | None = None
+    """Of the worker that serves; None where there is none, or it has yet to load the model."""
 
 
 class DeviceFacts(Message, frozen=True, kw_only=True):
@@ -145,6 +165,8 @@ class DeviceFacts(Message, frozen=True, kw_only=True):
     profile: str
     platform: str = "linux"
     arch: str
+    core: str = ""
+    """Microarchitecture, as in `profile.Cpu.core`."""
     features: tuple[str, ...] = ()
     """Those of `profile.FEATURES` that the CPU has."""
     cores: Count

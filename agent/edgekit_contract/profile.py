@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
+import re
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -12,6 +14,8 @@ from edgekit_contract.errors import EdgekitError, Misused
 
 __all__ = [
     "FEATURES",
+    "PLUGIN_PATTERN",
+    "PROVIDERS",
     "VNNI",
     "Arch",
     "Budget",
@@ -37,10 +41,42 @@ class Arch(enum.Enum):
 
 
 class RuntimeKind(enum.Enum):
+    """What runs a model: one of edgekit's own, or a plug-in by its name (docs/runtimes.md).
+
+    `RuntimeKind("hailo")` is the plug-in of that name, the same value each time; iteration gives
+    edgekit's own. Whether a plug-in is installed, `edgekit_runtime.session` knows.
+    """
+
     ONNXRUNTIME = "onnxruntime"
     LITERT = "litert"
     NULL = "null"
     """Computes a checksum of its input: tests the stack where no runtime is installed."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> RuntimeKind | None:
+        if not isinstance(value, str) or not _PLUGIN.match(value) or _nearly(value):
+            return None
+        member = object.__new__(cls)
+        member._name_ = member._value_ = value
+        return cls._value2member_map_.setdefault(value, member)  # type: ignore[return-value]
+
+    @property
+    def is_plugin(self) -> bool:
+        return self.name not in RuntimeKind.__members__
+
+
+PLUGIN_PATTERN: Final = r"\A[a-z][a-z0-9]{0,15}(?:-[a-z0-9]{1,16})?\Z"
+_PLUGIN: Final = re.compile(PLUGIN_PATTERN)
+_LIKENESS: Final = 0.8
+_OTHER_WORDS: Final = frozenset({"onnx", "ort", "tflite"})
+
+
+def _nearly(value: str) -> bool:
+    """Whether a name is so near one of edgekit's own that it must be meant, and is a mistake."""
+    own = [kind.value for kind in RuntimeKind]
+    return value in _OTHER_WORDS or bool(
+        difflib.get_close_matches(value, own, n=1, cutoff=_LIKENESS)
+    )
 
 
 class Platform(enum.Enum):
@@ -91,6 +127,16 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ram_mib: Positive
 
 
+PROVIDERS: Final = (
+    "CPUExecutionProvider",
+    "XnnpackExecutionProvider",
+    "CUDAExecutionProvider",
+    "TensorrtExecutionProvider",
+)
+"""ONNX Runtime's execution providers that edgekit knows how to set up, the fastest last; others get
+no options."""
+
+
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One runtime that the device can install, and the newest model format that it loads."""
 
@@ -99,7 +145,12 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     python: str
     """Python version whose wheel it is, such as "3.11"."""
     threads: Positive
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (PROVIDERS[0],)
+    """ONNX Runtime's, in order of preference; the CPU's runs what no other takes."""
+    wheel: str = ""
+    """Where the device gets it, for a person, where `pip install` alone does not."""
+    minimal: bool = False
+    """It is a minimal build of onnxruntime, which reads no ONNX, only onnxruntime's own format."""
     max_ir: Positive | None = None
     """Greatest ONNX IR version; None where the runtime does not read ONNX."""
     max_opset: Positive | None = None
@@ -149,7 +200,7 @@ def parse_profile(text: bytes, *, source: str) -> Profile:
         names.profile_name(profile.name)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EdgekitError) as error:
         raise Misused(
-            f"{source} is not a profile: {error} (edgekit profiles show demo-small is an example)."
+            f"{source} is not a profile: {error} (edgekit profiles check lists all that is wrong)."
         ) from error
     unknown = sorted(set(profile.cpu.features) - FEATURES)
     if unknown:

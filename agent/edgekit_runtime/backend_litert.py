@@ -1,4 +1,8 @@
-"""LiteRT behind `session.Session`: ai-edge-litert, or the older tflite-runtime."""
+"""LiteRT behind `session.Session`: ai-edge-litert, or the older tflite-runtime.
+
+Its XNNPACK delegate is asked for wherever the model may be rewritten; operators that it does not
+take stay with LiteRT's own kernels, and of some models it takes none.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgekit_contract.manifest import TensorSpec
+from edgekit_contract.messages import Execution
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import (
     InferenceFailed,
@@ -17,10 +22,15 @@ from edgekit_runtime.session import (
     SessionOptions,
     Tensors,
     check_feeds,
+    execution,
     installed_version,
 )
 
 _DISTRIBUTIONS: Final = ("ai-edge-litert", "tflite-runtime")
+_XNNPACK: Final = "XNNPACK"
+_BUILTIN: Final = "built-in kernels"
+_DELEGATED: Final = "DELEGATE"
+"""What the interpreter calls the node that stands for all that a delegate has taken."""
 
 
 def version() -> str | None:
@@ -55,19 +65,36 @@ def open_model(path: Path, options: SessionOptions) -> LiteRtSession:
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise ModelUnloadable(path, str(error)) from error
-    return LiteRtSession(interpreter, path)
+    asked = (_BUILTIN,) if options.optimization is Optimization.NONE else (_XNNPACK, _BUILTIN)
+    return LiteRtSession(interpreter, path, asked)
 
 
 class LiteRtSession:
     """Dynamic axes are those that the model's shape signature marks with -1."""
 
-    def __init__(self, interpreter: Any, path: Path) -> None:
-        self._interpreter = interpreter
+    def __init__(self, interpreter: Any, path: Path, asked: tuple[str, ...]) -> None:
+        self._interpreter, self._asked = interpreter, asked
         self._in = {d["name"]: d for d in interpreter.get_input_details()}
         self._out = {d["name"]: d for d in interpreter.get_output_details()}
         self.inputs = tuple(_spec(d, path) for d in self._in.values())
         self.outputs = tuple(_spec(d, path) for d in self._out.values())
         self._shapes = {name: tuple(d["shape"]) for name, d in self._in.items()}
+
+    @property
+    def execution(self) -> Execution:
+        """Whether XNNPACK has taken a part of the model, as far as this version of LiteRT tells."""
+        if _XNNPACK not in self._asked:
+            return execution(self._asked, self._asked)
+        # the one way to see it from Python; not public, and the same since tflite-runtime 2.5
+        listed = getattr(self._interpreter, "_get_ops_details", None)
+        if listed is None:
+            return execution(self._asked, (_BUILTIN,), {_XNNPACK: "this LiteRT does not tell."})
+        operators = [operator["op_name"] for operator in listed()]
+        if _DELEGATED in operators:
+            return execution(self._asked, self._asked)
+        return execution(
+            self._asked, (_BUILTIN,), {_XNNPACK: "it takes none of this model's operators."}
+        )
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         check_feeds(self.inputs, feeds)

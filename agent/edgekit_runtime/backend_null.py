@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edgekit_contract.manifest import TensorSpec
+from edgekit_contract.messages import Execution
 from edgekit_runtime.session import (
     InferenceFailed,
     ModelUnloadable,
@@ -48,6 +49,8 @@ def open_model(path: Path, options: SessionOptions) -> NullSession:
 
 
 class NullSession:
+    execution = Execution()
+
     def __init__(self, model: _Model) -> None:
         self._model = model
         self.inputs = model.inputs

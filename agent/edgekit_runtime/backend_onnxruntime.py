@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from edgekit_contract.manifest import TensorSpec
+from edgekit_contract.messages import Execution
 from edgekit_contract.profile import RuntimeKind
+from edgekit_runtime.providers import CPU, XNNPACK, open_with, record_assignment
 from edgekit_runtime.session import (
     InferenceFailed,
     ModelUnloadable,
@@ -17,10 +20,12 @@ from edgekit_runtime.session import (
     SessionOptions,
     Tensors,
     check_feeds,
+    execution,
     installed_version,
 )
 
 _DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime-gpu")
+_ON_CPU: Final = Execution(asked=(CPU,), used=(CPU,))
 _DTYPES: Final = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
@@ -56,8 +61,24 @@ def open_model(path: Path, options: SessionOptions) -> OnnxSession:
         import onnxruntime as ort
     except ImportError as error:
         raise RuntimeMissing(RuntimeKind.ONNXRUNTIME, "onnx") from error
+    try:
+        ort_format = is_ort_format(path)
+        opened = open_with(
+            ort, str(path), lambda wanted: _settings(ort, options, wanted, ort_format), options
+        )
+    except Exception as error:  # onnxruntime raises bare Exception subclasses of its own
+        raise ModelUnloadable(path, str(error)) from error
+    return OnnxSession(
+        opened.session, path, execution(options.providers or (CPU,), opened.used, opened.lost)
+    )
+
+
+def _settings(
+    ort: Any, options: SessionOptions, providers: Sequence[str], is_ort_format: bool
+) -> Any:
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
+    # XNNPACK has a pool of its own, and two would fight over the cores (its page of the docs)
+    settings.intra_op_num_threads = 1 if XNNPACK in providers else options.threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
     # Idle threads sleep: a spinning pool would cost a small device a core between requests.
@@ -67,31 +88,19 @@ def open_model(path: Path, options: SessionOptions) -> OnnxSession:
         Optimization.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         Optimization.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[options.optimization]
-    try:
-        if is_ort_format(path):
-            # else it goes by the name, and a bundle's model is always model.onnx
-            settings.add_session_config_entry("session.load_model_format", "ORT")
-        session = ort.InferenceSession(
-            str(path),
-            sess_options=settings,
-            providers=list(options.providers) or ["CPUExecutionProvider"],
-        )
-    except Exception as error:  # onnxruntime raises bare Exception subclasses of its own
-        raise ModelUnloadable(path, str(error)) from error
-    return OnnxSession(session, path)
+    if is_ort_format:
+        # else it goes by the name, and a bundle's model is always model.onnx
+        settings.add_session_config_entry("session.load_model_format", "ORT")
+    record_assignment(settings, providers)
+    return settings
 
 
 class OnnxSession:
-    def __init__(self, session: Any, path: Path) -> None:
-        self._session = session
+    def __init__(self, session: Any, path: Path, execution: Execution = _ON_CPU) -> None:
+        self._session, self.execution = session, execution
         self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """Execution providers in use, which may be fewer than were asked for."""
-        return tuple(self._session.get_providers())
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         check_feeds(self.inputs, feeds)

@@ -1,8 +1,8 @@
 """One interface to every runtime: open a model file, run tensors through it.
 
-`open_session` is the registry; a runtime is one module `backend_*` with one `open_model`.
-Arrays in and out are numpy's, C order. A session serves one call at a time, from
-whichever thread.
+`open_session` is the registry; a runtime is one module `backend_*`, or a plug-in (`plugins`), with
+one `open_model`. Arrays in and out are numpy's, C order. A session serves one call at a time, from
+whichever thread. Invariant: a session says what computes it, and what it was asked for and lacks.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import enum
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import numpy as np
 
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Manifest, TensorSpec
+from edgekit_contract.messages import Execution, cut
 from edgekit_contract.profile import RuntimeKind
+
+if TYPE_CHECKING:
+    from edgekit_runtime.plugins import Plugin
 
 __all__ = [
     "InferenceFailed",
@@ -30,6 +34,7 @@ __all__ = [
     "Session",
     "SessionOptions",
     "check_feeds",
+    "execution",
     "installed_runtimes",
     "open_session",
     "options_for",
@@ -42,13 +47,18 @@ _BACKENDS: Final = {
     RuntimeKind.LITERT: "edgekit_runtime.backend_litert",
     RuntimeKind.NULL: "edgekit_runtime.backend_null",
 }
+_MOST_NAMES: Final = 8
 
 
 class RuntimeMissing(Refused):
     """The runtime is not installed."""
 
-    def __init__(self, kind: RuntimeKind, extra: str) -> None:
-        super().__init__(f"{kind.value} is not installed: pip install 'edgekit[{extra}]'.")
+    def __init__(self, kind: RuntimeKind, extra: str | None = None) -> None:
+        """`extra`: of edgekit's own that has it; None: it is a plug-in."""
+        do = (
+            f"pip install 'edgekit[{extra}]'" if extra else "install its plug-in (docs/runtimes.md)"
+        )
+        super().__init__(f"{kind.value} is not installed: {do}.")
         self.kind = kind
 
 
@@ -86,6 +96,9 @@ class SessionOptions:
     providers: tuple[str, ...] = ()
     """ONNX Runtime execution providers in order of preference; empty: the CPU's."""
     optimization: Optimization = Optimization.ALL
+    cache: Path | None = None
+    """A directory that is this model's alone, for what a runtime makes of it on this device, such
+    as TensorRT's engines. None: nothing may be kept."""
 
 
 class Session(Protocol):
@@ -96,6 +109,11 @@ class Session(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def execution(self) -> Execution:
+        """What computes it; `Execution()` where there is no choice of such."""
+        ...
 
     def run(self, feeds: Tensors) -> dict[str, np.ndarray]:
         """All outputs by name. Errors: `InputRejected`, `InferenceFailed`."""
@@ -110,24 +128,44 @@ class _Backend(Protocol):
     def version(self) -> str | None: ...
 
 
-def _backend(kind: RuntimeKind) -> _Backend:
+def _backend(kind: RuntimeKind) -> _Backend | Plugin:
+    if kind.is_plugin:
+        from edgekit_runtime.plugins import find_plugin
+
+        return find_plugin(kind)
     return cast(_Backend, importlib.import_module(_BACKENDS[kind]))
 
 
 def open_session(kind: RuntimeKind, path: Path, options: SessionOptions | None = None) -> Session:
-    """Load a model file. Errors: `RuntimeMissing`, `ModelUnloadable`."""
+    """Load a model file. Errors: `RuntimeMissing`, `ModelUnloadable`, `plugins.PluginBroken`."""
     return _backend(kind).open_model(path, options or SessionOptions())
 
 
-def options_for(manifest: Manifest) -> SessionOptions:
+def options_for(manifest: Manifest, *, cache: Path | None = None) -> SessionOptions:
     """How a bundle's manifest wants its model run."""
-    return SessionOptions(threads=manifest.threads, providers=manifest.providers)
+    return SessionOptions(threads=manifest.threads, providers=manifest.providers, cache=cache)
+
+
+def execution(
+    asked: Sequence[str], used: Sequence[str], reasons: Mapping[str, str] | None = None
+) -> Execution:
+    """An `Execution` within what a message may carry; `reasons` by what is not used."""
+    why = " ".join(f"{name}: {_first_line(text)}" for name, text in (reasons or {}).items())
+    return Execution(
+        asked=tuple(cut(name) for name in asked[:_MOST_NAMES]),
+        used=tuple(cut(name) for name in used[:_MOST_NAMES]),
+        reason=cut(why),
+    )
 
 
 def installed_runtimes() -> dict[RuntimeKind, str]:
-    """Runtimes of this Python and their versions, found without loading them."""
+    """Runtimes of this Python and their versions. Those of edgekit are found without loading them;
+    a plug-in that cannot tell its version is not there."""
+    from edgekit_runtime.plugins import plugin_versions
+
     found = {kind: _backend(kind).version() for kind in _BACKENDS}
-    return {kind: version for kind, version in found.items() if version is not None}
+    own = {kind: version for kind, version in found.items() if version is not None}
+    return own | plugin_versions()
 
 
 def installed_version(*distributions: str) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,13 +21,17 @@ from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
+from edgekit.build.minimal import REMARK as MINIMAL_REMARK
+from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
-from edgekit.build.pack import Contents, Packed, open_output, report_bytes, seal, write
+from edgekit.build.pack import Contents, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
+from edgekit.build.prebuilt import build_prebuilt, prebuilt_kind
 from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.report import ErrorSample, Outcome, Report
 from edgekit.build.request import BuildRequest, Objective
+from edgekit.build.result import BuildResult, Built
 from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Deadlines, Search
 from edgekit.build.tools import missing_tools
@@ -67,21 +70,6 @@ _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """One bundle and how it came to be."""
-
-    report: Report
-    bundle: Packed
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildResult:
-    plan: Plan
-    built: tuple[Built, ...]
-    """In the order of the request's profiles; empty after a dry run."""
-
-
 def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildResult:
     """Make the best bundle of a model for each profile.
 
@@ -97,6 +85,8 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
     began = time.monotonic()
     watch = Stopwatch(progress or Silent())
+    if (kind := prebuilt_kind(request)) is not None:
+        return build_prebuilt(request, kind, watch)
     calibration = None if _is_same(request) else _open(request.calibration, request)
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
@@ -245,6 +235,8 @@ class _Build:
         )
         variant = verdict.winner
         runtime = plan.runtime(variant.kind)
+        if runtime.minimal:
+            variant = in_ort_format(variant, runtime, scratch=self._scratch, run=self._workshop.run)
         golden = self._golden_of(variant, plan)
         report = Report(
             name=request.name,
@@ -268,6 +260,7 @@ class _Build:
             remarks=(
                 *_host_remarks(plan, request, host),
                 *self._remarks(verdict, bench),
+                *([MINIMAL_REMARK] if runtime.minimal else []),
             ),
             peak_ram_bytes=verdict.peak_ram_bytes,
             sensitivity=verdict.sensitivity,
@@ -423,6 +416,7 @@ class _Build:
                     environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
                 ),
             ),
+            beside=operators_of(variant, run=self._workshop.run) if variant.kind is _ONNX else {},
         )
 
 

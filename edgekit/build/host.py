@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from edgekit_contract.cores import core_of
 from edgekit_contract.profile import VNNI, Arch, Cpu, read_features
 
 __all__ = ["Host", "parse_cpuinfo", "read_host"]
@@ -18,23 +19,6 @@ _SELECT_KERNELS: Final = VNNI | frozenset(
 )
 """Features by which runtimes choose kernels among those that a profile's core can run
 (onnxruntime/core/mlas/lib/platform.cpp; XNNPACK, src/configs)."""
-
-_ARM_PARTS: Final = {
-    "0xd03": "cortex-a53",
-    "0xd04": "cortex-a35",
-    "0xd05": "cortex-a55",
-    "0xd07": "cortex-a57",
-    "0xd08": "cortex-a72",
-    "0xd09": "cortex-a73",
-    "0xd0a": "cortex-a75",
-    "0xd0b": "cortex-a76",
-    "0xd0c": "neoverse-n1",
-    "0xd40": "neoverse-v1",
-    "0xd41": "cortex-a78",
-    "0xd42": "cortex-a78ae",
-    "0xd49": "neoverse-n2",
-}
-"""`CPU part` of /proc/cpuinfo (MIDR_EL1.PartNum, Arm's technical reference manuals)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +73,5 @@ def read_host() -> Host:
 
 def parse_cpuinfo(text: str, *, arch: str, cores: int) -> Host:
     """From the text of /proc/cpuinfo; of several kinds of core, the first names it."""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip().lower(), value.strip())
-    part = fields.get("cpu part", "")
-    core = _ARM_PARTS.get(part) or fields.get("model name") or part or "unknown core"
+    core = core_of(text) or "unknown core"
     return Host(arch=arch, core=core, features=frozenset(read_features(text)), cores=cores)

@@ -33,7 +33,9 @@ def peak_ram_bytes(model: Path, *, kind: RuntimeKind, feeds: Path, threads: int)
         "feeds": str(feeds),
         "threads": threads,
     }
-    bounds = isolation.limits_for(external.size_bytes(model))
+    is_onnx = kind is RuntimeKind.ONNXRUNTIME
+    size_bytes = external.size_bytes(model) if is_onnx else model.stat().st_size
+    bounds = isolation.limits_for(size_bytes)
     step = "measuring memory"
     return int(isolation.run(step, "edgekit.build.memory:measure", arguments, bounds))
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -54,6 +55,7 @@ _MODEL_PATHS: Final = {
     RuntimeKind.ONNXRUNTIME: "files/model.onnx",
     RuntimeKind.LITERT: "files/model.tflite",
 }
+_SUFFIX: Final = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")
 _LABELS_PATH: Final = "files/labels.txt"
 _REPORT_PATH: Final = "files/report.json"
 _OUTPUT_HINT: Final = "choose another with -o"
@@ -93,6 +95,8 @@ class Contents:
     opset: int | None
     peak_ram_bytes: int
     provenance: Provenance
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files, by their names: for whoever takes the bundle apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +214,7 @@ def _not_written(path: Path, error: OSError, written: Sequence[Path]) -> Refused
 
 def _members(contents: Contents) -> dict[str, Path | bytes]:
     members: dict[str, Path | bytes] = {
-        _MODEL_PATHS[contents.runtime.kind]: contents.model,
+        _model_path(contents): contents.model,
         contents.golden.path: contents.golden_data,
         _REPORT_PATH: contents.report,
     }
@@ -218,9 +222,17 @@ def _members(contents: Contents) -> dict[str, Path | bytes]:
         beside = contents.model.parent.resolve()
         for data in external.files(contents.model)[1:]:
             members[f"files/{data.relative_to(beside).as_posix()}"] = data
+    members |= {f"files/{name}": data for name, data in contents.beside.items()}
     if contents.labels:
         members[_LABELS_PATH] = "".join(f"{label}\n" for label in contents.labels).encode()
     return members
+
+
+def _model_path(contents: Contents) -> str:
+    """A vendor's runtime may go by the name: it keeps its ending."""
+    suffix = contents.model.suffix
+    plain = suffix if _SUFFIX.match(suffix) else ".bin"
+    return _MODEL_PATHS.get(contents.runtime.kind, f"files/model{plain}")
 
 
 def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
@@ -230,7 +242,7 @@ def _sbom(contents: Contents, files: Sequence[FileEntry]) -> bytes:
         profile=contents.profile.name,
         runtime=contents.runtime.kind,
         min_runtime_version=contents.min_runtime_version,
-        model=_MODEL_PATHS[contents.runtime.kind],
+        model=_model_path(contents),
         # the report tells of the search, of which no two runs are the same
         files=[file for file in files if file.path != _REPORT_PATH],
         provenance=contents.provenance,
@@ -246,7 +258,7 @@ def _manifest(contents: Contents, files: tuple[FileEntry, ...]) -> Manifest:
         runtime=runtime.kind,
         threads=runtime.threads,
         providers=runtime.providers if runtime.kind is RuntimeKind.ONNXRUNTIME else (),
-        model=_MODEL_PATHS[runtime.kind],
+        model=_model_path(contents),
         inputs=contents.signature.inputs,
         outputs=contents.signature.outputs,
         preprocess=contents.preprocess,

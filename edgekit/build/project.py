@@ -22,6 +22,7 @@ from edgekit.release.keys import PrivateKey
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import AudioPreprocess, ImagePreprocess, Postprocess, Preprocess
+from edgekit_contract.profile import RuntimeKind
 
 __all__ = [
     "FILENAME",
@@ -30,6 +31,7 @@ __all__ = [
     "load_project",
     "objective",
     "read_labels",
+    "runtime_kind",
     "share",
     "slug",
 ]
@@ -62,6 +64,8 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective | None = None
     recipes: tuple[str, ...] = ()
     search_time_s: float | None = None
+    runtime: RuntimeKind | None = None
+    """That the model is prebuilt for."""
     labels: str | None = None
     """File with the name of a class on each line."""
     preprocess: Preprocess | None = None
@@ -108,7 +112,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
 
 _AS_THEY_ARE: Final = (
     "calibration validation metric metric_options max_drop max_ms max_mb objective recipes "
-    "search_time_s".split()
+    "search_time_s runtime".split()
 )
 """Fields that `BuildRequest` takes without a change."""
 
@@ -135,6 +139,17 @@ def objective(value: str) -> Objective:
     except ValueError as error:
         known = ", ".join(member.value for member in Objective)
         raise Misused(f"objective {value!r} is not one of {known}.") from error
+
+
+def runtime_kind(value: str) -> RuntimeKind:
+    """Errors: `Misused`."""
+    try:
+        return RuntimeKind(value)
+    except ValueError as error:
+        raise Misused(
+            f"{value[:80]!r} is not the name of a runtime: say that of the plug-in, as the "
+            "profile's [[runtimes]] kind does."
+        ) from error
 
 
 def find_project(places: Iterable[Path]) -> Path | None:
@@ -198,7 +213,11 @@ def _is_text(table: dict[str, Any], name: str) -> bool:
     return isinstance(table.get(name), str)
 
 
-_WORDS: Final[dict[str, Callable[[str], object]]] = {"max_drop": share, "objective": objective}
+_WORDS: Final[dict[str, Callable[[str], object]]] = {
+    "max_drop": share,
+    "objective": objective,
+    "runtime": runtime_kind,
+}
 """Keys whose text is a way to write another value."""
 
 

@@ -138,7 +138,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     threads: Count
     """Of the profile's runtime."""
     measured_threads: Count
-    """Of the measurement: fewer where this machine has fewer cores."""
+    """Of the measurement: fewer where this machine has fewer cores, 0 where there was none."""
     objective: Objective
     metric: str
     """The one that was used, never `auto`."""

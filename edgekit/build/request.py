@@ -13,7 +13,7 @@ from edgekit.release.keys import PrivateKey
 from edgekit_contract import names
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import Postprocess, Preprocess
-from edgekit_contract.profile import Profile
+from edgekit_contract.profile import Profile, RuntimeKind
 
 __all__ = ["BuildRequest", "Objective"]
 
@@ -56,6 +56,8 @@ class BuildRequest:
     postprocess: tuple[Postprocess, ...] = ()
     labels: tuple[str, ...] = ()
     """Names of the classes."""
+    runtime: RuntimeKind | None = None
+    """The model is prebuilt for this runtime and packed as it is; None: see `prebuilt`."""
     dry_run: bool = False
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ def sbom_bytes(
         },
         "components": [
             {
-                **_library(package),
+                **(_unlisted(package) if runtime.is_plugin else _library(package)),
                 "bom-ref": "runtime",
                 "scope": "required",
                 "properties": _properties({"edgekit:minimum-version": min_runtime_version}),
@@ -97,6 +97,11 @@ def _library(name: str, version: str | None = None) -> dict[str, Any]:
         found["version"] = version
         suffix = f"@{version.replace('+', '%2B')}"
     return {**found, "purl": f"pkg:pypi/{name}{suffix}"}
+
+
+def _unlisted(name: str) -> dict[str, Any]:
+    """A library of which nobody knows the package: one of that name may be a stranger's."""
+    return {"type": "library", "name": name}
 
 
 def _hashes(sha256: str) -> list[dict[str, str]]:

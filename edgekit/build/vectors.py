@@ -31,9 +31,10 @@ from edgekit_runtime.session import (
     open_session,
 )
 
-__all__ = ["GoldenSet", "choose_vectors"]
+__all__ = ["CANDIDATES", "GoldenSet", "choose_vectors", "given_vectors"]
 
-_CANDIDATES: Final = 64
+CANDIDATES: Final = 64
+"""Samples to choose golden vectors from."""
 _VECTORS: Final = 8
 _BUDGET_BYTES: Final = 8 * limits.MIB
 """What golden vectors may take of a bundle, unless one alone is larger."""
@@ -111,6 +112,33 @@ def choose_vectors(
             "the model gives NaN or infinity in other places when it is optimized less: "
             "check the model and its preprocessing."
         )
+    return _golden_set(feeds, outputs, others, output_step=output_step, source=source)
+
+
+def given_vectors(
+    rows: Sequence[tuple[Outputs, Outputs]], *, output_step: float, source: str
+) -> GoldenSet:
+    """As `choose_vectors`, of inputs and outputs that a model gave elsewhere.
+
+    Errors: `Refused` where no sample has outputs to compare.
+    """
+    chosen = _pick(_comparable(_judged(i, *row) for i, row in enumerate(rows[:CANDIDATES])))
+    if not chosen:
+        raise Refused("the outputs are NaN or infinity for every sample: give others.")
+    feeds = {index: rows[index][0] for index in sorted(chosen)}
+    outputs = {index: rows[index][1] for index in sorted(chosen)}
+    return _golden_set(feeds, outputs, [], output_step=output_step, source=source)
+
+
+def _golden_set(
+    feeds: Mapping[int, Outputs],
+    outputs: Mapping[int, Outputs],
+    others: Sequence[Mapping[int, Outputs]],
+    *,
+    output_step: float,
+    source: str,
+) -> GoldenSet:
+    """`others`: the outputs of less optimized sessions."""
     tolerances = {
         name: _tolerance(
             [outputs[i][name] for i in outputs],
@@ -142,24 +170,28 @@ def choose_vectors(
 
 
 def _candidates(session: Session, samples: Iterable[Sample]) -> list[_Candidate]:
-    found = []
-    for index, sample in zip(range(_CANDIDATES), samples, strict=False):
-        outputs = session.run(sample.feeds)
-        finite = [np.isfinite(array) for array in outputs.values()]
-        if not any(array.any() or not array.size for array in finite):
-            continue
-        margin, top1 = _lead(outputs)
-        size = sum(array.nbytes for array in (*sample.feeds.values(), *outputs.values()))
-        found.append(
-            _Candidate(
-                index=index,
-                margin=margin,
-                top1=top1,
-                size_bytes=size,
-                is_finite=all(a.all() for a in finite),
-            )
-        )
+    numbered = zip(range(CANDIDATES), samples, strict=False)
+    return _comparable(_judged(i, s.feeds, session.run(s.feeds)) for i, s in numbered)
+
+
+def _comparable(candidates: Iterable[_Candidate | None]) -> list[_Candidate]:
+    found = [candidate for candidate in candidates if candidate is not None]
     return [c for c in found if c.is_finite] or found
+
+
+def _judged(index: int, feeds: Outputs, outputs: Outputs) -> _Candidate | None:
+    """None where there is nothing but NaN and infinity."""
+    finite = [np.isfinite(array) for array in outputs.values()]
+    if not any(array.any() or not array.size for array in finite):
+        return None
+    margin, top1 = _lead(outputs)
+    return _Candidate(
+        index=index,
+        margin=margin,
+        top1=top1,
+        size_bytes=sum(array.nbytes for array in (*feeds.values(), *outputs.values())),
+        is_finite=all(a.all() for a in finite),
+    )
 
 
 def _same_places(got: Outputs, want: Outputs) -> bool:

@@ -38,7 +38,7 @@ HELP = {
     "inspect": "Show what a bundle says of itself, without trusting it.",
     "keys": "Make and show signing keys.",
     "new": "Describe a build in edgekit.toml, by asking.",
-    "profiles": "List and show the kinds of device.",
+    "profiles": "List, show, make and check the kinds of device.",
     "release": "Publish bundles to a fleet.",
     "report": "Tell how a bundle was chosen, as Markdown, HTML or JSON.",
     "rollout": "Move a fleet to a release.",

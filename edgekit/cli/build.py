@@ -39,6 +39,8 @@ __all__ = ["build"]
               help="Try only these recipes, such as 'int8-static/*'.")  # fmt: skip
 @click.option("--search-time", "search_time_s", type=float, metavar="SECONDS",
               help="About how long a build may take; default: 60.")  # fmt: skip
+@click.option("--runtime", metavar="NAME",
+              help="MODEL is prebuilt for this runtime plug-in: pack it as it is.")  # fmt: skip
 @click.option("--name", help="Name of the model; default: that of its file.")
 @click.option("--version", help="Default: 1.0.0.")
 @click.option("--key", metavar="FILE", help="Private key to sign with.")
@@ -53,18 +55,23 @@ def build(
 ) -> None:
     """Make the best bundle of MODEL for each profile.
 
-    MODEL is an .onnx or .tflite file. Without it, or with an edgekit.toml in its place, that file
-    describes the build, and options change it.
+    MODEL is an .onnx or .tflite file, or what a vendor's tool made for a runtime plug-in
+    (docs/runtimes.md). Without it, or with an edgekit.toml in its place, that file describes the
+    build, and options change it.
 
     DATA is an .npz (one array per model input, first axis = samples; `labels` for top-1), a
     directory of .npz files, of images or of WAV files (with [preprocess] in edgekit.toml), or
     package.module:callable yielding dicts of arrays.
     """
     from edgekit.build import build as run
-    from edgekit.build.project import objective, share
+    from edgekit.build.project import objective, runtime_kind, share
 
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    for name, parse in (("max_drop", share), ("objective", objective)):
+    for name, parse in (
+        ("max_drop", share),
+        ("objective", objective),
+        ("runtime", runtime_kind),
+    ):
         if name in given:
             given[name] = parse(given[name])
     project = msgspec.structs.replace(

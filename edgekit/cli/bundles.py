@@ -13,11 +13,14 @@ from edgekit.cli.output import emit, json_option, remark, table
 from edgekit.release.keys import read_public_key
 from edgekit.release.proof import GoldenRun, Proof, prove, this_machine
 from edgekit_contract.manifest import Manifest, TensorSpec
+from edgekit_contract.profile import PROVIDERS
 from edgekit_contract.trust import UntrustedBundle, open_bundle
+from edgekit_converters.required_operators import FILENAME as OPERATORS_FILE
 
 __all__ = ["inspect", "verify"]
 
 _BUNDLE = click.Path(path_type=Path)
+_OPERATORS = f"files/{OPERATORS_FILE}"
 
 
 @click.command()
@@ -79,7 +82,9 @@ def verify(bundle: Path, trusted: tuple[Path, ...], as_json: bool) -> None:
 
 def _golden(proof: Proof) -> str:
     if proof.golden is GoldenRun.REPRODUCED:
-        return f"{proof.manifest.golden.count} reproduced in {proof.runtime}"
+        others = [name for name in proof.manifest.providers if name != PROVIDERS[0]]
+        where = f", on the CPU, not in {' or '.join(others)}" if others else ""
+        return f"{proof.manifest.golden.count} reproduced in {proof.runtime}{where}"
     return f"NOT RUN on this machine: {'; '.join(proof.obstacles)}"
 
 
@@ -120,6 +125,8 @@ def _rows(bundle: UntrustedBundle) -> Iterator[tuple[str, str]]:
     yield "model", manifest.model
     if manifest.labels:
         yield "labels", manifest.labels
+    if any(entry.path == _OPERATORS for entry in manifest.files):
+        yield "minimal build", f"onnxruntime's build.sh --include_ops_by_config {_OPERATORS}"
     golden, requires, origin = manifest.golden, manifest.requires, manifest.provenance
     yield "golden vectors", f"{golden.count}, {golden.source}"
     for name, tolerance in golden.tolerances.items():

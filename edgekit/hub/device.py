@@ -79,6 +79,8 @@ class ProblemKind(enum.Enum):
     HOT = "hot"
     DISK_LOW = "disk-low"
     LATE = "late"
+    FALLBACK = "fallback"
+    """A model is computed by less than its profile asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

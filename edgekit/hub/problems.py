@@ -106,6 +106,19 @@ def _serving(device: DeviceState, now: float) -> Iterator[Problem]:
             )
 
 
+def _computed(device: DeviceState, now: float) -> Iterator[Problem]:
+    for model in device.models.values():
+        execution = model.reported.execution
+        if execution is not None and execution.missed:
+            yield Problem(
+                kind=ProblemKind.FALLBACK,
+                severity=Severity.WARNING,
+                text=f"{model.name} does without "
+                + (execution.reason or ", ".join(execution.missed)),
+                model=model.name,
+            )
+
+
 def _percent(share: float) -> str:
     # in tenths of all: a text that changes with every message would be a new problem each time
     return f"Over {int(share * 10) * 10}%" if share >= 0.1 else "Some"
@@ -153,5 +166,6 @@ _RULES: Final[tuple[Callable[[DeviceState, float], Iterator[Problem]], ...]] = (
     _serving,
     _unreachable,
     _updates,
+    _computed,
     _host,
 )

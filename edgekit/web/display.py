@@ -80,6 +80,7 @@ EVENT_TONES: Final[Mapping[EventKind, Tone]] = {
     EventKind.WORKER_LOST: Tone.BAD,
     EventKind.TAKEOVER: Tone.BAD,
     EventKind.REJECTED: Tone.WARN,
+    EventKind.FALLBACK: Tone.WARN,
 }
 SEVERITY_TONES: Final[Mapping[int, Tone]] = {
     0: Tone.GOOD,

@@ -309,7 +309,7 @@ MALFORMED = [
     (b'"absolute":0.00001', b'"absolute":NaN'),
     (b'"absolute":0.00001', b'"absolute":1e999'),
     (b'"absolute":0.00001', b'"absolute":Infinity'),
-    (b'"runtime":"null"', b'"runtime":"java"'),
+    (b'"runtime":"null"', b'"runtime":"Java"'),
     (b'"name":"tiny"', b'"nom":"tiny"'),
     (b'{"format"', b'{"deep":' + b"[" * 100_000 + b"]" * 100_000 + b',"format"'),
     (b'{"format"', b'{"deep":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b',"format"'),

@@ -82,6 +82,16 @@ def test_verify_proves_signature_files_and_golden_vectors(
     assert shown["keyid"] == KEY.keyid
 
 
+def test_verify_says_that_it_ran_on_the_cpu_what_is_for_another_provider(
+    tmp_path: Path, trusted: Path
+) -> None:
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    path = onnx_bundle().changed(providers=providers).write(tmp_path / "tiny.ekb")
+    answer = edgekit("verify", path, "--trust", trusted)
+    assert answer.code == 0
+    assert ", on the CPU, not in CUDAExecutionProvider" in answer.out
+
+
 def test_verify_accepts_a_signature_by_any_key_that_is_trusted(
     tmp_path: Path, trusted: Path
 ) -> None:

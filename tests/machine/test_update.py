@@ -14,12 +14,15 @@ import msgspec
 import psutil
 import pytest
 from agents import QUICK, DirectLink, Shop, make_device, running, variant
-from bundles import SmallBundle, litert_bundle, onnx_bundle
+from bundles import SmallBundle, litert_bundle, null_bundle, onnx_bundle
+from plugins import add_plugin
 
 from edgekit_agent import supervisor
+from edgekit_agent.__main__ import main
 from edgekit_agent.link import Received
 from edgekit_agent.slots import Slot, Slots
 from edgekit_contract.messages import EventKind, OutcomeKind, Phase
+from edgekit_contract.profile import RuntimeKind
 from edgekit_contract.topics import Kind
 
 WHOLE = [
@@ -108,6 +111,71 @@ def test_every_runtime_goes_from_check_to_commit_and_serves(
         status, answer = ask(agent.model(name).port, [1.0] * int(features), name)
         assert status == 200
         assert answer["model_version"] == version
+
+
+def acme_bundle() -> SmallBundle:
+    """The null model as a file of the example's plug-in."""
+    bundle = null_bundle()
+    files = dict(bundle.files)
+    files["files/model.acme"] = b"ACME" + files.pop("files/model.json")
+    acme = RuntimeKind("acme")
+    requires = msgspec.structs.replace(
+        bundle.manifest.requires, runtime=acme, min_runtime_version="2.0"
+    )
+    return bundle.changed(runtime=acme, requires=requires, model="files/model.acme").with_files(
+        files
+    )
+
+
+def test_a_plugin_of_another_distribution_goes_from_check_to_commit_and_serves(
+    shop: Shop, link: DirectLink, device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plugin(monkeypatch)
+    shop.release(acme_bundle())
+    link.want(1, tiny="1.0")
+    with running(device, link) as agent:
+        agent.wait(lambda: agent.serves("1.0"), "1.0")
+        assert link.reported is not None
+        assert link.reported.device.runtimes["acme"] == "2.1.0"
+        status, answer = ask(agent.model().port, [1, 2, 3, 4])
+        assert (status, answer["outputs"][0]["data"]) == (200, [10.0])  # type: ignore[index]
+        agent.wait(lambda: agent.model().execution, "what computes it")
+        execution = agent.model().execution
+        assert execution is not None and execution.used == ("ACME core 0",)
+
+
+def test_a_device_without_the_plugin_refuses_before_it_fetches(
+    shop: Shop, link: DirectLink, device: Path
+) -> None:
+    shop.release(acme_bundle())
+    link.want(1, tiny="1.0")
+    with running(device, link) as agent:
+        agent.wait(link.outcomes, "an outcome")
+        assert link.outcomes() == [("refused", "1.0")]
+        assert link.phases == [Phase.CHECK, Phase.PREFLIGHT]
+        last = agent.last()
+        assert last is not None
+        assert last.reason.endswith("the runtime plug-in acme is not installed.")
+    assert link.fetched_bytes() == 0
+
+
+def test_a_device_that_lacks_a_provider_serves_without_it_and_says_so(
+    shop: Shop, link: DirectLink, device: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("XnnpackExecutionProvider", "CPUExecutionProvider")
+    shop.release(onnx_bundle().changed(providers=asked))
+    link.want(1, tiny="1.0")
+    with running(device, link) as agent:
+        agent.wait(lambda: agent.serves("1.0"), "1.0")
+        agent.wait(lambda: agent.model().execution, "what computes it")
+        execution = agent.model().execution
+        assert execution is not None
+        assert (execution.asked, execution.used) == (asked, asked[1:])
+        assert execution.reason == f"{asked[0]}: this onnxruntime is built without it."
+        told = [event.text for event in link.events if event.kind is EventKind.FALLBACK]
+        assert told == [execution.reason], "once, though the worker is looked at many times"
+        assert main(["status", "--dir", str(device)]) == 0
+    assert f"computed by {asked[1]} ({execution.reason})" in capsys.readouterr().out
 
 
 def test_a_restarted_device_serves_without_its_hub(

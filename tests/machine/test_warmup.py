@@ -58,6 +58,15 @@ def test_sound_bundle_passes_on_each_runtime(tmp_path: Path, make) -> None:
     assert report.rss_bytes is not None and report.rss_bytes > MIB
 
 
+def test_a_provider_that_is_not_to_be_had_is_in_the_report(tmp_path: Path) -> None:
+    bundle = onnx_bundle().changed(providers=("CUDAExecutionProvider",))
+    code, report = warm_up(tmp_path / "slot", unpack(bundle, tmp_path / "slot"))
+    assert (code, report.passed) == (0, True)
+    assert report.execution is not None
+    assert report.execution.missed == ("CUDAExecutionProvider",)
+    assert report.execution.used == ("CPUExecutionProvider",)
+
+
 def test_other_outputs_than_golden_are_refused(tmp_path: Path) -> None:
     bundle = null_bundle()
     model = msgspec.json.decode(bundle.files["files/model.json"]) | {"scale": 1.5}

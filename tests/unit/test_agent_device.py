@@ -33,6 +33,7 @@ from edgekit_contract.limits import MAX_CONTROL_BYTES
 from edgekit_contract.messages import (
     BundleRef,
     DeviceFacts,
+    Execution,
     Health,
     ModelHealth,
     Outcome,
@@ -268,6 +269,11 @@ def report(count: int) -> Reported:
             progress=0.123,
             last=last,
             port=8000 + n,
+            execution=Execution(
+                asked=("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+                used=("CPUExecutionProvider",),
+                reason="r" * 200,
+            ),
         )
         for n in range(count)
     }
@@ -315,6 +321,21 @@ def test_a_report_fits_whatever_the_device_has_to_say(
 
 def test_a_report_of_more_models_than_a_hub_may_want_leaves_some_out() -> None:
     assert 0 < len(decode(fitting_report(longest(40)), Reported).models) < 40
+
+
+def test_a_fallback_is_told_longer_than_that_all_is_well() -> None:
+    """Of seven models a report holds all but the words that say nothing new."""
+    lame = report(7)
+    name = next(iter(lame.models))
+    well = Execution(asked=("CPUExecutionProvider",), used=("CPUExecutionProvider",))
+    models = {
+        other: msgspec.structs.replace(model, execution=well) if other != name else model
+        for other, model in lame.models.items()
+    }
+    sent = decode(fitting_report(msgspec.structs.replace(lame, models=models)), Reported).models
+    told = sent.pop(name).execution
+    assert told is not None and told.missed
+    assert all(model.execution is None for model in sent.values())
 
 
 def test_a_short_report_is_not_cut() -> None:

@@ -28,6 +28,7 @@ from edgekit_contract.messages import (
     DeviceFacts,
     Event,
     EventKind,
+    Execution,
     Health,
     HostMetrics,
     ModelHealth,
@@ -64,13 +65,18 @@ def reported(
     phase: Phase = Phase.IDLE,
     target: str | None = None,
     last: Outcome | None = None,
+    execution: Execution | None = None,
 ) -> Reported:
     active = None if version is None else BundleRef(version=version, digest="ab" * 32, counter=1)
     return Reported(
         at=when(s),
         generation=1,
         device=FACTS,
-        models={"digits": ReportedModel(active=active, phase=phase, target=target, last=last)},
+        models={
+            "digits": ReportedModel(
+                active=active, phase=phase, target=target, last=last, execution=execution
+            )
+        },
     )
 
 
@@ -250,6 +256,16 @@ def test_a_bad_outcome_is_a_problem_until_the_next_good_one(
     assert kinds(device) == {problem}
     assert "golden" in device.problems[0].text
     fold(state, "pi-1", reported(last=outcome(OutcomeKind.COMMITTED), s=9), T0 + 9)
+    assert not device.problems
+
+
+def test_a_model_that_does_without_what_it_was_to_use_is_a_problem() -> None:
+    lame = Execution(asked=("A", "B"), used=("B",), reason="A: its library does not load.")
+    state, device = folded((online(), 0), (reported(execution=lame), 5))
+    assert kinds(device) == {ProblemKind.FALLBACK}
+    assert device.problems[0].text == "digits does without A: its library does not load."
+    whole = Execution(asked=("A", "B"), used=("A", "B"))
+    fold(state, "pi-1", reported(execution=whole, s=9), T0 + 9)
     assert not device.problems
 
 

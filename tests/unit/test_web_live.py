@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from edgekit.web import display
+from edgekit_contract.messages import Execution
 
 WAIT_S = 20.0
 
@@ -100,6 +101,24 @@ def test_a_page_may_turn_to_another_view_at_any_time(curtain: Curtain) -> None:
         message = heard(live)
         assert message["whole"] and message["rows"]["models"] == ["model:digits"]
         assert len(message["points"]["host"]) == 1
+
+
+def test_a_device_s_page_tells_what_computes_a_model_and_why_not_more(curtain: Curtain) -> None:
+    reason = "CUDAExecutionProvider: its library does not load (libcublas.so.13: no such file)."
+    lame = Execution(
+        asked=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        used=("CPUExecutionProvider",),
+        reason=reason,
+    )
+    curtain.ask(lambda s: s.say("pi-2", online(), reported("1.0", execution=lame)))
+    with socket(curtain) as live:
+        say(live, view="/devices/pi-2")
+        message = heard(live)
+        computed = value(message, "model:digits.execution")
+        assert (computed["text"], computed["tone"]) == ("CPUExecutionProvider", "warn")
+        assert message["rows"]["problems"] == ["problem:fallback:digits"]
+        problem = value(message, "problem:fallback:digits.text")
+        assert problem["text"] == f"digits does without {reason}"
 
 
 def test_an_address_that_leads_nowhere_is_told_and_the_socket_lives_on(curtain: Curtain) -> None:

@@ -70,12 +70,16 @@ def shape_text(shape: tuple[int | str, ...]) -> str:
 
 def aim_text(report: Report) -> str:
     """What the choice was after."""
+    if not report.measured_threads:
+        return "There was nothing to choose"
     share = f"{100 * report.max_drop:g}%"
     return f"By {report.objective.value}, with at most {share} of the metric lost"
 
 
 def measured_text(report: Report) -> str:
     """How the figures came to be, in a line."""
+    if not report.measured_threads:
+        return "packed as it was given: nothing was measured"
     return (
         f"{report.metric} on {report.validation_samples:,} samples, latency measured on "
         f"{'' if report.on_target else 'HOST '}{report.measured_on}, "

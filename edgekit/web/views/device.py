@@ -138,7 +138,7 @@ def _facts(reported: Reported | None, device: DeviceState) -> Iterator[tuple[str
 def _fill_model(frame: Frame, model: ModelState) -> None:
     row, reported, health = f"model:{model.name}", model.reported, model.health
     moving = reported.phase is not Phase.IDLE
-    version = model.active_version
+    version, execution = model.active_version, reported.execution
     frame.cells |= {
         f"{row}.name": model.name,
         f"{row}.version": cell(version or "none active", tone=Tone.GOOD if version else Tone.MUTE),
@@ -164,6 +164,10 @@ def _fill_model(frame: Frame, model: ModelState) -> None:
         ),
         f"{row}.restarts": display.number(health.restarts) if health else display.NONE,
         f"{row}.rss": display.size(health.worker.rss_bytes if health and health.worker else None),
+        f"{row}.execution": cell(
+            ", ".join(execution.used) if execution and execution.used else display.NONE,
+            tone=Tone.WARN if execution and execution.missed else Tone.MUTE,
+        ),
         f"{row}.port": f"127.0.0.1:{reported.port}" if reported.port else display.NONE,
     }
     at = STEPS.index(reported.phase) if reported.phase in STEPS else -1
