@@ -11,7 +11,7 @@ from typing import Final
 
 from edgekit_contract.profile import VNNI, Arch, Cpu, read_features
 
-__all__ = ["Host", "parse_cpuinfo", "read_host"]
+__all__ = ["ARM_PARTS", "Host", "parse_cpuinfo", "read_host"]
 
 _SELECT_KERNELS: Final = VNNI | frozenset(
     "avx512f avx512bw avx512vl amx_tile amx_int8 asimddp i8mm sve sve2".split()
@@ -19,7 +19,7 @@ _SELECT_KERNELS: Final = VNNI | frozenset(
 """Features by which runtimes choose kernels among those that a profile's core can run
 (onnxruntime/core/mlas/lib/platform.cpp; XNNPACK, src/configs)."""
 
-_ARM_PARTS: Final = {
+ARM_PARTS: Final = {
     "0xd03": "cortex-a53",
     "0xd04": "cortex-a35",
     "0xd05": "cortex-a55",
@@ -94,5 +94,5 @@ def parse_cpuinfo(text: str, *, arch: str, cores: int) -> Host:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip().lower(), value.strip())
     part = fields.get("cpu part", "")
-    core = _ARM_PARTS.get(part) or fields.get("model name") or part or "unknown core"
+    core = ARM_PARTS.get(part) or fields.get("model name") or part or "unknown core"
     return Host(arch=arch, core=core, features=frozenset(read_features(text)), cores=cores)
