@@ -5,6 +5,7 @@ self_test(profile, sysroot)            # the whole agent, from its wheel
 emulate_file(path, keys, profile)      # a bundle's golden vectors
 """
 
+from edgekit.emulation.emulator import Emulator
 from edgekit.emulation.sysroot import (
     CannotEmulate,
     NotSetUp,
@@ -26,6 +27,7 @@ __all__ = [
     "CannotEmulate",
     "Emulated",
     "EmulationFailed",
+    "Emulator",
     "NotSetUp",
     "SelfTest",
     "Sysroot",

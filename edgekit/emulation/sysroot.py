@@ -34,8 +34,8 @@ class NotSetUp(Misused):
 
     def __init__(self, profile: Profile, missing: Path) -> None:
         super().__init__(
-            f"{profile.name} has no sysroot for this edgekit yet: run edgekit emulation setup "
-            f"--profile {profile.name}."
+            f"{profile.name} has no sysroot of this edgekit yet: run edgekit emulation setup "
+            f"--profile {profile.name} (or the profile's file)."
         )
         self.profile, self.missing = profile, missing
 

@@ -72,6 +72,9 @@ class Emulated:
     seconds: float
     """Of emulation, from start to end. Says nothing of the device's speed."""
 
+    def __str__(self) -> str:
+        return f"{self.vectors} golden vectors reproduced in {self.runtime} on a {self.core}"
+
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent's warm-up prints (`edgekit_agent.control.WarmupReport`)."""
@@ -99,14 +102,14 @@ class SelfTest:
         return tuple(check for check in self.checks if not check.passed)
 
 
-def emulate(sealed: Sealed, profile: Profile, *, sysroot: Sysroot | None = None) -> Emulated:
+def emulate(sealed: Sealed, profile: Profile, sysroot: Sysroot) -> Emulated:
     """Run a bundle that was just sealed. Errors: as `emulate_file`."""
     manifest = envelope.decode(sealed.envelope).manifest
     pieces = {
         path: [source] if isinstance(source, bytes) else source for path, source in sealed.members
     }
     digest = hashlib.sha256(sealed.envelope).hexdigest()
-    return _emulate(manifest, digest, pieces, profile, sysroot or sysroot_of(profile))
+    return _emulate(manifest, digest, pieces, profile, sysroot)
 
 
 def emulate_file(path: Path, keys: Sequence[PublicKey], profile: Profile) -> Emulated:
