@@ -24,18 +24,17 @@ _LADDER: Final[tuple[tuple[str, frozenset[str]], ...]] = (
 )
 """qemu's name and what a profile must list to be emulated by it: Armv8.2-A with dot products, or
 Armv8.0-A, the least that aarch64 stands for (qemu, target/arm/cpu64.c)."""
-_GENERIC: Final = frozenset({"max", "any"})
-"""qemu's `max` has every feature that it knows: it would run what a device cannot."""
 _IMPLEMENTER: Final = "0x41"
 """Arm Ltd., MIDR_EL1.Implementer."""
 _PARTS: Final = {core: part for part, core in ARM_PARTS.items()}
+"""Not among them is qemu's `max`, which would run what no device can."""
 _IMPLIED: Final = {"aes": ("aes", "pmull"), "sha2": ("sha1", "sha2")}
 """Names of /proc/cpuinfo that come with a profile's (Linux, arch/arm64/kernel/cpuinfo.c)."""
 
 
 def stand_in(cpu: Cpu, known: Collection[str]) -> str:
     """The value of `qemu -cpu` for a profile's aarch64 CPU; `known` is what this qemu has."""
-    if cpu.core in known and cpu.core not in _GENERIC:
+    if cpu.core in known and cpu.core in _PARTS:
         return cpu.core
     listed = frozenset(cpu.features) | {"asimd"}
     return next(core for core, features in _LADDER if features <= listed)

@@ -43,8 +43,11 @@ __all__ = [
 _TIMEOUT_S: Final = 600.0
 """Emulation takes some twenty times as long as the machine that emulates."""
 _SECONDS_PER_MIB: Final = 2.0
-_MEMORY_BYTES: Final = 4 * limits.GIB
-_SELF_TEST: Final = Limits(timeout_s=_TIMEOUT_S, memory_bytes=_MEMORY_BYTES)
+_MOST_RSS_BYTES: Final = 3 * limits.GIB
+"""And a dozen times the bundle. The warm-up watches it and says so."""
+_BACKSTOP: Final = 2
+"""Times that is what the kernel allows: an emulator that gets no memory hangs and says nothing."""
+_SELF_TEST: Final = Limits(timeout_s=_TIMEOUT_S, memory_bytes=_BACKSTOP * _MOST_RSS_BYTES)
 
 
 class EmulationFailed(Refused):
@@ -137,15 +140,17 @@ def _emulate(
     version = _facts(profile).runtimes[manifest.runtime.value]
     runtime = f"{manifest.runtime.value} {version}"
     size_bytes = manifest.requires.unpacked_bytes
+    most_rss_bytes = _MOST_RSS_BYTES + 12 * size_bytes
+    words = ["-m", "edgekit_agent.warmup", "--max-rss-bytes", str(most_rss_bytes)]
     with tempfile.TemporaryDirectory(prefix="edgekit-emulate-") as name:
         for path, source in members.items():
             _write(Path(name, path), source)
         ended = machine.run_python(
-            ["-m", "edgekit_agent.warmup", "--bundle", name, "--digest", digest],
+            [*words, "--bundle", name, "--digest", digest],
             step=f"emulating {manifest.title} on a {machine.core}",
             bounds=Limits(
                 timeout_s=_TIMEOUT_S + size_bytes / limits.MIB * _SECONDS_PER_MIB,
-                memory_bytes=_MEMORY_BYTES + 12 * size_bytes,
+                memory_bytes=_BACKSTOP * most_rss_bytes,
             ),
         )
     report = _decoded(ended.out, _Report)

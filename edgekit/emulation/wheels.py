@@ -147,7 +147,7 @@ def _checkout(distribution: importlib.metadata.Distribution) -> Path | None:
 def _packed_again(distribution: importlib.metadata.Distribution, scratch: Path) -> Path:
     """The wheel that an installed distribution came from: the binary distribution format is its
     files and their list (PyPA, binary-distribution-format)."""
-    wheel = scratch / f"edgekit-{distribution.version}-py3-none-any.whl"
+    wheel = scratch / f"{distribution.name}-{distribution.version}-py3-none-any.whl"
     record, rows = "", []
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in distribution.files or ():

@@ -19,6 +19,7 @@ SHORT = {
     "agent_rss": (),
     "calibration": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
+    "emulation": ("--model", "digits", "--inputs", "2"),
     "litert": ("--short",),
     "local_api": ("--rounds", "2"),
     "sensitivity": ("--short",),
@@ -38,6 +39,8 @@ def test_every_benchmark_is_run_or_said_not_to_be() -> None:
 def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
     need("mosquitto")
     need("chromium")
+    if name == "emulation":
+        need("qemu-aarch64-static")
     environment = dict(os.environ)
     if name == "litert":
         environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
