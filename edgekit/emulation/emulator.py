@@ -6,12 +6,15 @@ Invariant: every profile is either emulated or left out for a reason that is tol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from edgekit.build.pack import Sealed
 from edgekit.emulation.machine import find_qemu
 from edgekit.emulation.sysroot import CannotEmulate, obstacle, sysroot_of
 from edgekit.emulation.trial import Emulated, emulate
 from edgekit_contract.profile import Profile
+
+if TYPE_CHECKING:
+    from edgekit.build.pack import Sealed
 
 __all__ = ["Emulator"]
 

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edgekit.build.pack import Sealed
 from edgekit.emulation.machine import Machine
 from edgekit.emulation.sysroot import Sysroot, sysroot_of
 from edgekit_contract import envelope, limits
@@ -29,6 +28,9 @@ from edgekit_contract.messages import DeviceFacts
 from edgekit_contract.profile import Profile
 from edgekit_contract.trust import PublicKey, verify_archive
 from edgekit_converters.isolation import Limits
+
+if TYPE_CHECKING:
+    from edgekit.build.pack import Sealed
 
 __all__ = [
     "Check",
