@@ -87,6 +87,9 @@ def _fill(directory: Path, suite: Suite) -> None:
             [dpkg_deb, "--extract", package, directory],
             timeout_s=_TIMEOUT_S,
         )
+    for name in ("bin", "lib"):
+        if not (directory / name).exists():  # from trixie on the package base-files makes them
+            (directory / name).symlink_to(Path("usr", name))
 
 
 def _options(state: Path) -> tuple[str, ...]:
