@@ -130,12 +130,13 @@ def measure(names: list[str], profile: Profile, inputs: int) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="edgekit-emulation-") as directory:
         for name in ("start", *names):
-            print(f"{name} ...", file=sys.stderr)
+            print(f"{name} ...", file=sys.stderr, flush=True)
             real = (
                 one_product(Path(directory)) if name == "start" else MODELS[name](Path(directory))
             )
             bundle, host_s = sealed(real, profile, 1 if name == "start" else inputs)
-            emulate(bundle, profile, sysroot)  # leaves Python's bytecode and the page cache
+            if name == "start":
+                emulate(bundle, profile, sysroot)  # leaves Python's bytecode and the page cache
             told = emulate(bundle, profile, sysroot)
             found[name] = {
                 "model_bytes": real.model.stat().st_size,
