@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,21 +15,18 @@ from pathlib import Path
 from typing import Final
 
 from edgekit_contract.errors import Misused
+from edgekit_converters import environments
 
 __all__ = ["directory", "layer", "make"]
 
-_VARIABLE: Final = "EDGEKIT_CACHE"
 _FORMAT: Final = "1"
 """Goes into every digest: another way of making layers is another number."""
 _MAKING: Final = ".making-"
 
 
 def directory() -> Path:
-    """Where layers are: `$EDGEKIT_CACHE`, else edgekit's share of the XDG cache directory."""
-    if named := os.environ.get(_VARIABLE):
-        return Path(named).absolute() / "emulation"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home).absolute() / "edgekit" / "emulation"
+    """Where layers are: beside the environments of tools."""
+    return environments.cache().absolute().with_name("emulation")
 
 
 def layer(name: str, contents: Iterable[str | bytes]) -> Path:
@@ -55,7 +51,7 @@ def make(path: Path, fill: Callable[[Path], None]) -> bool:
         draft = Path(tempfile.mkdtemp(prefix=_MAKING, dir=path.parent))
     except OSError as error:
         raise Misused(
-            f"cannot write to the cache {path.parent} ({error.strerror}): set {_VARIABLE} to "
+            f"cannot write to the cache {path.parent} ({error.strerror}): set EDGEKIT_CACHE to "
             "another directory."
         ) from error
     try:

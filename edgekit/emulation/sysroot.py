@@ -18,7 +18,7 @@ from edgekit.emulation.debian import Suite
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import Arch, Platform, Profile
 
-__all__ = ["CannotEmulate", "NotSetUp", "Sysroot", "obstacle", "set_up", "sysroot_of"]
+__all__ = ["CannotEmulate", "NotSetUp", "Sysroot", "obstacle", "planned", "set_up", "sysroot_of"]
 
 
 class CannotEmulate(Refused):
@@ -75,11 +75,11 @@ def obstacle(profile: Profile) -> str | None:
 
 def sysroot_of(profile: Profile) -> Sysroot:
     """The sysroot as it was made. Errors: `CannotEmulate`, `NotSetUp`."""
-    planned = _planned(profile)
-    for part in planned.layers:
+    plan = planned(profile)
+    for part in plan.layers:
         if not part.is_dir():
             raise NotSetUp(profile, part)
-    return planned
+    return plan
 
 
 def set_up(profile: Profile, *, say: Callable[[str], None] = lambda _: None) -> Sysroot:
@@ -88,25 +88,26 @@ def set_up(profile: Profile, *, say: Callable[[str], None] = lambda _: None) -> 
     Errors: `CannotEmulate`; `Misused` for a program that is missing, `Refused` for a download that
     failed.
     """
-    planned = _planned(profile)
-    suite, runtimes = planned.suite, profile.runtimes
+    plan = planned(profile)
+    suite, runtimes = plan.suite, profile.runtimes
     steps: tuple[tuple[Path, str, Callable[[], object]], ...] = (
-        (planned.base, f"Debian {suite.name}, arm64", partial(debian.make_base, suite)),
+        (plan.base, f"Debian {suite.name}, arm64", partial(debian.make_base, suite)),
         (
-            planned.wheels,
+            plan.wheels,
             " and ".join(f"{r.kind.value} {r.version}" for r in runtimes),
             partial(wheels.make_wheels, suite, runtimes),
         ),
-        (planned.own, "edgekit's own wheel", partial(wheels.make_own, suite)),
+        (plan.own, "edgekit's own wheel", partial(wheels.make_own, suite)),
     )
     for part, title, make in steps:
         if not part.is_dir():
             say(title)
             make()
-    return planned
+    return plan
 
 
-def _planned(profile: Profile) -> Sysroot:
+def planned(profile: Profile) -> Sysroot:
+    """The sysroot as it is or would be. Errors: `CannotEmulate`."""
     if (why := obstacle(profile)) is not None:
         raise CannotEmulate(profile, why)
     suite = debian.suite_for(profile.runtimes[0].python)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import KEY
-from parts import need
+from tools import SYSROOTS, need_sysroot
 
 import edgekit_profiles
-from edgekit.emulation import Sysroot, set_up
-from edgekit_contract.profile import Profile, parse_profile
+from edgekit.emulation import Sysroot, sysroot_of
+from edgekit_contract.profile import Profile
 
 OLD_RUNTIME = """
 name = "{name}"
@@ -40,22 +41,28 @@ ram_mib = 512
 """
 
 
-@pytest.fixture(scope="session")
-def pi4() -> Profile:
-    """Its sysroot is made once per machine and is that of most profiles."""
-    need("qemu-aarch64-static")
+@pytest.fixture(scope="module", autouse=True)
+def cache() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(SYSROOTS))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pi4(cache: None) -> Profile:
+    """Its sysroot is that of most profiles."""
     profile = edgekit_profiles.load("raspberry-pi-4")
-    set_up(profile)
+    need_sysroot(profile)
     return profile
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sysroot(pi4: Profile) -> Sysroot:
-    return set_up(pi4)
+    return sysroot_of(pi4)
 
 
-@pytest.fixture(scope="session")
-def old_profiles(pi4: Profile, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def old_profiles(cache: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Profile files of devices with onnxruntime 1.21.0, by core."""
     directory = tmp_path_factory.mktemp("profiles")
     found = {}
@@ -63,7 +70,7 @@ def old_profiles(pi4: Profile, tmp_path_factory: pytest.TempPathFactory) -> dict
         features = ", ".join(f'"{f}"' for f in edgekit_profiles.load(like).cpu.features)
         path = directory / f"old-{core}.toml"
         path.write_text(OLD_RUNTIME.format(name=f"old-{core}", core=core, features=features))
-        set_up(parse_profile(path.read_bytes(), source=str(path)))
+        need_sysroot(edgekit_profiles.load(str(path)))
         found[core] = path
     return found
 
