@@ -7,6 +7,7 @@ is not in a sysroot, it is given to each run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,14 @@ def set_up(profile: Profile, *, say: Callable[[str], None] = lambda _: None) -> 
         ),
         (plan.own, "edgekit's own wheel", partial(wheels.make_own, suite)),
     )
-    for part, title, make in steps:
-        if not part.is_dir():
-            say(title)
-            make()
+    with ThreadPoolExecutor() as pool:  # they wait for the network
+        making = []
+        for part, title, make in steps:
+            if not part.is_dir():
+                say(title)
+                making.append(pool.submit(make))
+        for made in making:
+            made.result()
     return plan
 
 
