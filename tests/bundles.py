@@ -27,7 +27,7 @@ from edgekit_contract.manifest import (
     TensorSpec,
     Tolerance,
 )
-from edgekit_contract.profile import RuntimeKind
+from edgekit_contract.profile import Arch, RuntimeKind
 from edgekit_runtime.golden import GoldenVector, golden_bytes
 
 KEY = PrivateKey(ed25519.Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"signer").digest()))
@@ -168,6 +168,12 @@ def litert_bundle() -> SmallBundle:
         version="1.0",
         profile="demo-small",
     )
+
+
+def for_profile(bundle: SmallBundle, name: str) -> SmallBundle:
+    """The bundle as if it were built for an aarch64 profile."""
+    requires = msgspec.structs.replace(bundle.manifest.requires, arch=(Arch.AARCH64,))
+    return bundle.changed(profile=name, requires=requires)
 
 
 def _bundle(

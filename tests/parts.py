@@ -17,6 +17,7 @@ _INSTALL = {
     "openssl": "apt-get install openssl",
     "unzip": "apt-get install unzip",
     "curl": "apt-get install curl",
+    "qemu-aarch64-static": "apt-get install qemu-user-static",
 }
 
 

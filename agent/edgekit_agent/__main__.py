@@ -118,6 +118,22 @@ def _infer(options: argparse.Namespace) -> int:
     return 0
 
 
+def _selftest(options: argparse.Namespace) -> int:
+    from edgekit_agent.selftest import run_checks
+
+    checks = run_checks()
+    passed = all(check.passed for check in checks)
+    if options.json:
+        told = [
+            {"name": check.name, "passed": check.passed, "detail": check.detail} for check in checks
+        ]
+        print(json.dumps({"passed": passed, "checks": told}, indent=2))
+    else:
+        for check in checks:
+            print(f"{'passed' if check.passed else 'FAILED'}  {check.name}: {check.detail}")
+    return 0 if passed else EXIT_REFUSED
+
+
 class _Version(argparse.Action):
     """Looked up only when asked for: the daemon does without importlib.metadata."""
 
@@ -168,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="INPUT",
         help="a .npz with an array per input, or a request as JSON; -: stdin",
     )
+    command("selftest", _selftest, "Check that all an agent is made of works on this machine.")
     return parser
 
 

@@ -14,7 +14,16 @@ from typing import Final
 
 from edgekit_contract.profile import FEATURES, Arch
 
-__all__ = ["ANY_CORE", "ARM_LEVELS", "FEATURES_OF", "IMPLIED", "Level", "core_of", "lacking"]
+__all__ = [
+    "ANY_CORE",
+    "ARM_LEVELS",
+    "FEATURES_OF",
+    "IMPLIED",
+    "Level",
+    "core_of",
+    "lacking",
+    "part_of",
+]
 
 
 class Level(enum.IntEnum):
@@ -119,6 +128,11 @@ def core_of(cpuinfo: str) -> str:
     if implementer == _ARM_LIMITED and part in _PARTS:
         return _PARTS[part][0]
     return fields.get("model name") or part
+
+
+def part_of(core: str) -> str | None:
+    """The `CPU part` of one of Arm's cores by its name."""
+    return next((part for part, (name, _) in _PARTS.items() if name == core), None)
 
 
 def lacking(core: str, features: frozenset[str]) -> list[str]:

@@ -6,7 +6,7 @@ Invariant: the model file is only read, and what leaves the scratch directory ar
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from edgekit.build.metrics import resolve_metric
 from edgekit.build.minimal import REMARK as MINIMAL_REMARK
 from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
-from edgekit.build.pack import Contents, open_output, report_bytes, seal, write
+from edgekit.build.pack import Contents, Sealed, open_output, report_bytes, seal, write
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.prebuilt import build_prebuilt, prebuilt_kind
 from edgekit.build.progress import Progress, Silent, Stopwatch
@@ -50,7 +50,7 @@ from edgekit_converters.sources import open_source
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions
 
-__all__ = ["BuildResult", "Built", "build"]
+__all__ = ["BuildResult", "Built", "Trial", "build"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.25
@@ -70,19 +70,25 @@ _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
 
-def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildResult:
-    """Make the best bundle of a model for each profile.
+Gate = Callable[[Profile, Sealed], None]
+"""Told each bundle before any is written; raises `Refused` where it does not do on its profile."""
+
+
+def build(
+    request: BuildRequest, *, progress: Progress | None = None, gate: Gate | None = None
+) -> BuildResult:
+    """Make the best bundle of a model for each profile; `gate` may stop all of them.
 
     Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do;
     an output directory that was made for it is gone then.
     """
     if request.dry_run:
-        return _build(request, progress)
+        return _build(request, progress, gate)
     with open_output(request.output):
-        return _build(request, progress)
+        return _build(request, progress, gate)
 
 
-def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
+def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) -> BuildResult:
     began = time.monotonic()
     watch = Stopwatch(progress or Silent())
     if (kind := prebuilt_kind(request)) is not None:
@@ -123,7 +129,7 @@ def _build(request: BuildRequest, progress: Progress | None) -> BuildResult:
             workshop=workshop,
             began=began,
         )
-        return BuildResult(plan=plan, built=work.execute())
+        return BuildResult(plan=plan, built=work.execute(gate))
 
 
 def _open(name: str | None, request: BuildRequest) -> Data | None:
@@ -173,7 +179,7 @@ class _Build:
         runs_onnx = any(r.needs.runtime is _ONNX for r in self._plan.recipes[1:])
         return (Estimator.MINMAX,) if runs_onnx and weighted & STATIC_OPERATORS else ()
 
-    def execute(self) -> tuple[Built, ...]:
+    def execute(self, gate: Gate | None) -> tuple[Built, ...]:
         source, request = self._material.source, self._request
         metric = resolve_metric(
             request.metric,
@@ -190,9 +196,14 @@ class _Build:
         )
         decided = [self._decide(plan, bench) for plan in self._plan.profiles]
         source.check_unchanged()
+        # all are sealed and tried before one is written: one that refuses leaves nothing behind
+        sealed = [seal(contents, request.key) for _, contents in decided]
+        if gate is not None:
+            with self._watch.stage("trying each on its profile", len(sealed)) as advance:
+                for (_, contents), bundle in zip(decided, sealed, strict=True):
+                    gate(contents.profile, bundle)
+                    advance(1)
         with self._watch.stage("packing", len(decided)) as advance:
-            # all are sealed before one is written: a profile that refuses leaves nothing behind
-            sealed = [seal(contents, request.key) for _, contents in decided]
             bundles = write(sealed, request.output, advance=advance)
         return tuple(
             Built(report=report, bundle=bundle)

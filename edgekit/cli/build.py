@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from edgekit.cli.report import check_place, format_of, write_report
 from edgekit_contract.errors import Misused
 
 if TYPE_CHECKING:
-    from edgekit.build import BuildResult, Built
+    from edgekit.build import BuildRequest, BuildResult, Built
     from edgekit.build.project import Project
+    from edgekit.emulation import Emulated, Emulator
     from edgekit.release.keys import PrivateKey
 
 __all__ = ["build"]
@@ -48,10 +50,18 @@ __all__ = ["build"]
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the report, too: .html, .md or .json; of several profiles, one "
               "FILE each.")  # fmt: skip
+@click.option("--emulate", is_flag=True,
+              help="Try each bundle on its profile's CPU before any is written.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option
 def build(
-    *, model: str | None, report_file: Path | None, dry_run: bool, as_json: bool, **flags: Any
+    *,
+    model: str | None,
+    report_file: Path | None,
+    emulate: bool,
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """Make the best bundle of MODEL for each profile.
 
@@ -84,19 +94,35 @@ def build(
         if output.is_dir() or report_file.parent.absolute() != output.absolute():
             check_place(report_file)
     signs = project.key is not None and not dry_run
+    request = project.request(
+        key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run
+    )
+    emulator = _emulator(request) if emulate and not dry_run else None
     result = run(
-        project.request(key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run),
+        request,
         progress=for_terminal(),
+        gate=None if emulator is None else emulator.try_bundle,
     )
     if report_file is not None:
         for built in result.built:
             write_report(built.bundle.path, _report_path(report_file, built, result))
     if as_json:
-        emit(_as_builtins(result))
+        tried = {} if emulator is None else {"emulated": emulator.emulated}
+        emit(_as_builtins(result) | tried)
     elif dry_run:
         _print_plan(result)
     else:
-        _print_built(result)
+        _print_built(result, () if emulator is None else emulator.emulated)
+
+
+def _emulator(request: BuildRequest) -> Emulator:
+    """What is missing is said before an hour of work, not after it."""
+    from edgekit.emulation import Emulator
+
+    emulator = Emulator(request.profiles)
+    for profile, why in emulator.left_out.items():
+        remark(f"{profile} is not emulated: {why}.")
+    return emulator
 
 
 def _describe(model: str | None, data: list[str | None]) -> Project:
@@ -185,7 +211,7 @@ def _print_plan(result: BuildResult) -> None:
         table(("recipe", "plan"), rows)
 
 
-def _print_built(result: BuildResult) -> None:
+def _print_built(result: BuildResult, emulated: Sequence[Emulated]) -> None:
     from edgekit.build.rendering.figures import measured_text
     from edgekit.build.rendering.table import HEADERS, frontier_line, held_out_line, table_rows
 
@@ -200,6 +226,9 @@ def _print_built(result: BuildResult) -> None:
         for text in (held_out_line(report), frontier_line(report), *notes):
             if text:
                 click.echo(text)
+        for tried in emulated:
+            if tried.profile == report.profile:
+                click.echo(f"emulated: {tried}")
         click.echo(f"{bundle.path}  {bundle.size_bytes / 1e6:.3f} MB")
         if not bundle.signed:
             click.echo("note: the bundle is not signed, so edgekit verify refuses it: add --key.")

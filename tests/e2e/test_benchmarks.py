@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from parts import need
-from tools import need_environment
+from tools import need_environment, need_sysroot
 
+import edgekit_profiles
 from edgekit_converters.environments import LITERT
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ SHORT = {
     "agent_rss": (),
     "calibration": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
+    "emulation": ("--model", "digits", "--inputs", "2"),
     "litert": ("--short",),
     "local_api": ("--rounds", "2"),
     "sensitivity": ("--short",),
@@ -39,6 +41,8 @@ def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
     need("mosquitto")
     need("chromium")
     environment = dict(os.environ)
+    if name == "emulation":
+        environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))
     if name == "litert":
         environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     done = subprocess.run(

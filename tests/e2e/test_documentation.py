@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from command_line import edgekit
 from parts import need
-from tools import need_environment
+from tools import need_environment, need_sysroot
 
+import edgekit_profiles
 from edgekit_agent.__main__ import main as agent
 from edgekit_converters.environments import LITERT
 
@@ -76,6 +77,8 @@ def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "EDGEKIT_PASSPHRASE": "",
     }
+    if page.name == "emulation.md":
+        environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))
     if page.name == "litert.md":
         environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     log = tmp_path / "log"
