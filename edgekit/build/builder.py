@@ -50,7 +50,7 @@ from edgekit_converters.sources import open_source
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions
 
-__all__ = ["BuildResult", "Built", "Trial", "build"]
+__all__ = ["BuildResult", "Built", "Gate", "build"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.25

@@ -12,7 +12,7 @@ from typing import Final
 from edgekit_contract.cores import core_of
 from edgekit_contract.profile import VNNI, Arch, Cpu, read_features
 
-__all__ = ["ARM_PARTS", "Host", "parse_cpuinfo", "read_host"]
+__all__ = ["Host", "parse_cpuinfo", "read_host"]
 
 _SELECT_KERNELS: Final = VNNI | frozenset(
     "avx512f avx512bw avx512vl amx_tile amx_int8 asimddp i8mm sve sve2".split()

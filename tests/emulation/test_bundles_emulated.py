@@ -129,7 +129,7 @@ def test_a_build_stops_before_anything_is_written_where_one_profile_fails(
     with pytest.raises(EmulationFailed, match=r"for old-cortex-a72 fails.*SIGILL"):
         build(
             request(model, tmp_path / "out", profiles=profiles, recipes=("float32",)),
-            trial=emulator.try_bundle,
+            gate=emulator.try_bundle,
         )
     assert [tried.profile for tried in emulator.emulated] == [pi4.name]
     assert not (tmp_path / "out").exists()
