@@ -57,6 +57,10 @@ class BuildRequest:
     labels: tuple[str, ...] = ()
     """Names of the classes."""
     dry_run: bool = False
+    contenders: bool = False
+    """Pack, too, the variants that a measurement on a device might choose."""
+    figures: Path | None = None
+    """File of what devices measured, see `notebook`; None: the user's own."""
 
     def __post_init__(self) -> None:
         names.model_name(self.name)

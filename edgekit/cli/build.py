@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -46,10 +47,18 @@ __all__ = ["build"]
 @click.option("--report", "report_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the report, too: .html, .md or .json; of several profiles, one "
               "FILE each.")  # fmt: skip
+@click.option("--contenders", is_flag=True,
+              help="Pack, too, what a measurement might choose (edgekit bench).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option
 def build(
-    *, model: str | None, report_file: Path | None, dry_run: bool, as_json: bool, **flags: Any
+    *,
+    model: str | None,
+    report_file: Path | None,
+    contenders: bool,
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """Make the best bundle of MODEL for each profile.
 
@@ -77,10 +86,10 @@ def build(
         if output.is_dir() or report_file.parent.absolute() != output.absolute():
             check_place(report_file)
     signs = project.key is not None and not dry_run
-    result = run(
-        project.request(key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run),
-        progress=for_terminal(),
+    request = project.request(
+        key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run
     )
+    result = run(dataclasses.replace(request, contenders=contenders), progress=for_terminal())
     if report_file is not None:
         for built in result.built:
             write_report(built.bundle.path, _report_path(report_file, built, result))
@@ -161,6 +170,7 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
                 "size_bytes": built.bundle.size_bytes,
                 "digest": built.bundle.digest,
                 "signed": built.bundle.signed,
+                "contenders": [str(packed.path) for packed in built.contenders],
                 "frontier": frontier_titles(built.report),
                 "report": built.report,
             }
@@ -180,7 +190,7 @@ def _print_plan(result: BuildResult) -> None:
 
 def _print_built(result: BuildResult) -> None:
     from edgekit.build.rendering.figures import measured_text
-    from edgekit.build.rendering.table import HEADERS, frontier_line, held_out_line, table_rows
+    from edgekit.build.rendering.table import frontier_line, headers, held_out_line, table_rows
 
     for built in result.built:
         report, bundle = built.report, built.bundle
@@ -188,11 +198,13 @@ def _print_built(result: BuildResult) -> None:
             f"{report.profile}: {report.chosen}, by {report.objective.value} "
             f"({measured_text(report)})"
         )
-        table(HEADERS, table_rows(report))
+        table(headers(report), table_rows(report))
         notes = (f"note: {text}" for text in report.remarks)
         for text in (held_out_line(report), frontier_line(report), *notes):
             if text:
                 click.echo(text)
         click.echo(f"{bundle.path}  {bundle.size_bytes / 1e6:.3f} MB")
+        for packed in built.contenders:
+            click.echo(f"{packed.path}  {packed.size_bytes / 1e6:.3f} MB, to be measured beside it")
         if not bundle.signed:
             click.echo("note: the bundle is not signed, so edgekit verify refuses it: add --key.")
