@@ -26,6 +26,8 @@ from edgekit_agent.daemon import Daemon
 from edgekit_agent.link import Connected, Disconnected, LinkEvent, Received
 from edgekit_contract.messages import (
     Ack,
+    Bench,
+    Benched,
     Chunk,
     Desired,
     Event,
@@ -89,6 +91,14 @@ class Shop:
         )
         path.unlink()
         return release.version
+
+    def offer(self, bundle: SmallBundle) -> str:
+        """Sign a bundle to be measured only; its digest."""
+        path = self.directory / "offered.ekb"
+        bundle.write(path)
+        (digest,) = self.repository.add_bench([path], targets_key=KEY, now=utc_now())
+        path.unlink()
+        return digest
 
     def older(self, days: float) -> None:
         """Sign the timestamp as if that was so many days ago."""
@@ -156,6 +166,7 @@ class DirectLink:
         self.reported: Reported | None = None
         self.events: list[Event] = []
         self.health: list[Health] = []
+        self.benched: list[Benched] = []
         self.phases: list[Phase] = []
         self.acknowledge = True
         self.desired: Desired | None = None
@@ -184,6 +195,8 @@ class DirectLink:
             self._keep(self.events, decode(payload, Event))
         elif kind is Kind.HEALTH:
             self._keep(self.health, decode(payload, Health))
+        elif kind is Kind.BENCHED:
+            self.benched.append(decode(payload, Benched))
 
     def fetch(self, payload: bytes, correlation: bytes) -> None:
         if self.connected:
@@ -221,6 +234,12 @@ class DirectLink:
         )
         if self.connected:
             self._give(Received(Kind.DESIRED, encode(self.desired)))
+
+    def bench(self, digest: str, *, id_: str = "b1", seconds: float = 0.2, **fields: Any) -> None:
+        """Ask for a measurement."""
+        fields.setdefault("until", utc_now() + timedelta(seconds=60))
+        order = Bench(id=id_, digest=digest, budget_s=seconds, **fields)
+        self._give(Received(Kind.BENCH, encode(order)))
 
     def _give(self, event: LinkEvent) -> None:
         if self._deliver is not None:

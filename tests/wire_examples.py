@@ -6,6 +6,8 @@ from datetime import datetime, timezone
 
 from edgekit_contract.messages import (
     Ack,
+    Bench,
+    Benched,
     BundleRef,
     Capabilities,
     Chunk,
@@ -125,6 +127,19 @@ MESSAGES: dict[str, Message] = {
         outcome=OutcomeKind.ROLLED_BACK,
     ),
     "ack": Ack(stream="c0ffee", health=41, event=12),
+    "bench": Bench(id="5ca1ab1e", digest=DIGEST, budget_s=5.0, until=AT),
+    "benched": Benched(
+        id="5ca1ab1e",
+        at=AT,
+        median_ms=41.5,
+        low_ms=41.25,
+        high_ms=42.0,
+        p95_ms=55.5,
+        runs=118,
+        rss_bytes=83_886_080,
+        runtime="onnxruntime 1.32.0",
+    ),
+    "benched-refused": Benched(id="5ca1ab1f", at=AT, reason="digits is in probation"),
     "fetch": Fetch(resource=blob_resource(DIGEST), offset=65_536, length=4096),
 }
 """By the name of the file in the corpus; what stands before a `-` is the topic's kind."""

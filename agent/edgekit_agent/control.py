@@ -18,7 +18,10 @@ from edgekit_contract import limits
 from edgekit_contract.messages import DeviceFacts, Execution, Phase
 
 __all__ = [
+    "BENCH_DIRECTORY",
     "Assignment",
+    "BenchAssignment",
+    "BenchFigures",
     "BlobPacket",
     "Channel",
     "Drain",
@@ -28,6 +31,7 @@ __all__ = [
     "Finished",
     "FromUpdater",
     "FromWorker",
+    "Measured",
     "MetadataVersions",
     "PeerGone",
     "Proceed",
@@ -41,10 +45,14 @@ __all__ = [
     "ToWorker",
     "Verdict",
     "WarmupReport",
+    "read_report",
     "socket_pair",
 ]
 
+BENCH_DIRECTORY: Final = "bench"
+"""Of the device's directory: a measurement's files, while there is one."""
 MAX_PACKET_BYTES: Final = 2 * limits.MAX_CHUNK_BYTES
+_REPORT_BYTES: Final = 1 << 16
 _REQUEST: Final = struct.Struct(">Q")
 _HIGHEST_REQUEST: Final = 2**48
 """Keeps the first byte of a relayed frame at zero, so that it is never taken for JSON."""
@@ -166,6 +174,24 @@ class Finished(_Packet, frozen=True, kw_only=True, tag="finished"):
     versions: MetadataVersions | None = None
 
 
+class BenchFigures(msgspec.Struct, frozen=True, kw_only=True):
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    p95_ms: float
+    runs: int
+
+
+class Measured(_Packet, frozen=True, kw_only=True, tag="measured"):
+    """The last packet of a measurement: figures, or the reason why there are none."""
+
+    figures: BenchFigures | None = None
+    rss_bytes: int | None = None
+    runtime: str = ""
+    reason: str = ""
+    versions: MetadataVersions | None = None
+
+
 # --- daemon to updater
 
 
@@ -199,6 +225,24 @@ class Assignment(_Packet, frozen=True, kw_only=True, tag="assignment"):
     warmup_timeout_s: float = 300.0
 
 
+class BenchAssignment(_Packet, frozen=True, kw_only=True, tag="bench"):
+    """The first packet in place of an `Assignment`: time a bundle and leave nothing of it."""
+
+    directory: str
+    digest: str
+    budget_s: float
+    versions: MetadataVersions = MetadataVersions()
+    now: datetime
+    clock_behind: bool = False
+    facts: DeviceFacts
+    max_rss_bytes: int | None = None
+    max_fetch_bytes: int | None = None
+    window: str | None = None
+    request_timeout_s: float = 5.0
+    stall_timeout_s: float = 60.0
+    warmup_timeout_s: float = 300.0
+
+
 class Proceed(_Packet, frozen=True, kw_only=True, tag="proceed"):
     """The journal says `phase`; go on."""
 
@@ -225,12 +269,23 @@ class WarmupReport(msgspec.Struct, frozen=True, kw_only=True):
     """Median over the golden vectors."""
     rss_bytes: int | None = None
     execution: Execution | None = None
+    figures: BenchFigures | None = None
+    """Of runs on the golden inputs, where these were asked for."""
+
+
+def read_report(stdout: bytes) -> WarmupReport | None:
+    """The last line; a runtime may have printed others."""
+    lines = stdout[-_REPORT_BYTES:].strip().splitlines()
+    try:
+        return msgspec.json.decode(lines[-1], type=WarmupReport) if lines else None
+    except msgspec.DecodeError:
+        return None
 
 
 FromWorker = Ready | Failed | Stats | Drained
 ToWorker = Serve | Drain
-FromUpdater = Entering | Request | Progress | Finished
-ToUpdater = Assignment | Proceed
+FromUpdater = Entering | Request | Progress | Finished | Measured
+ToUpdater = Assignment | BenchAssignment | Proceed
 
 Incoming = TypeVar("Incoming")
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from edgekit_agent import storage
+from edgekit_agent.bench_desk import BenchDesk
 from edgekit_agent.child_process import reap
 from edgekit_agent.clock import Clock, latest
 from edgekit_agent.config import DeviceConfig, Trimmed
@@ -40,6 +41,7 @@ from edgekit_contract import limits, names
 from edgekit_contract.errors import EdgekitError, MessageRejected
 from edgekit_contract.messages import (
     Ack,
+    Bench,
     Desired,
     DeviceFacts,
     Event,
@@ -98,9 +100,25 @@ class Daemon:
         self._telemetry = Telemetry(directory, trimmed.thermal)
         self._probe = FactsProbe(config.profile, self._loop, self._on_facts)
         self._facts: DeviceFacts | None = None
+        self._surroundings = Surroundings(
+            directory=directory,
+            record=self._record,
+            knobs=self._knobs,
+            clock=clock,
+            randomness=randomness,
+            emit=self._emit,
+            changed=self._changed,
+            spawn_updater=self._spawn_updater,
+            facts=lambda: self._facts,
+        )
         self._machines: dict[str, UpdateMachine] = {}
         self._updating: UpdateMachine | None = None
         self._updater: UpdaterProcess | None = None
+        self._bench = BenchDesk(
+            self._surroundings,
+            self._machines,
+            lambda answer: self._link.publish(Kind.BENCHED, encode(answer)),
+        )
         self._connection = "connecting"
         self._connected = self._own_stream = self._believing = False
         self._unobeyed: Desired | None = None
@@ -130,6 +148,7 @@ class Daemon:
         for model in sorted(path.name for path in (self._directory / "models").iterdir()):
             self._machine(model).recover()
         self._emit(EventKind.STARTED, "the agent started")
+        self._bench.clean()
         self._probe.start()
         try:
             while not self._stopping:
@@ -146,6 +165,7 @@ class Daemon:
 
     def _leave(self) -> None:
         self._probe.stop()
+        self._bench.stop("the agent stops")
         for machine in self._machines.values():
             machine.stop(graceful=self._stopping)
         self._link.stop(encode(self._status(online=False)))
@@ -185,6 +205,7 @@ class Daemon:
             machine.tick()
         if self._updating is not None and self._updating.updater is None:
             self._updating = self._updater = None
+        self._bench.tick(now)
         if self._unobeyed is not None and now >= self._obey_at:
             self._obey(self._unobeyed)
         if self._connected and self._updating is None and self._facts is not None:
@@ -199,6 +220,7 @@ class Daemon:
     def _begin_update(self, now: float) -> None:
         due = [machine for machine in self._machines.values() if machine.due(now)]
         if due:
+            self._bench.stop("an update came first")
             self._updating = due[0]
             due[0].begin()
             self._updater = due[0].updater
@@ -262,13 +284,17 @@ class Daemon:
     def _on_received(self, event: Received) -> None:
         try:
             if event.kind is Kind.BLOB:
-                if self._updater is not None and event.correlation is not None:
-                    self._updater.relay(event.correlation, event.payload)
+                if event.correlation is not None:
+                    self._bench.relay(event.correlation, event.payload)
+                    if self._updater is not None:
+                        self._updater.relay(event.correlation, event.payload)
             elif event.kind is Kind.DESIRED:
                 self._attention = True
                 self._take(decode(event.payload, Desired))
             elif event.kind is Kind.ACK:
                 self._acknowledge(decode(event.payload, Ack))
+            elif event.kind is Kind.BENCH:
+                self._bench.take(decode(event.payload, Bench))
         except MessageRejected as error:
             self._on_rejected(f"{event.kind.value}: {error}")
         except OSError as error:
@@ -335,21 +361,7 @@ class Daemon:
 
     def _machine(self, model: str) -> UpdateMachine:
         if model not in self._machines:
-            self._machines[model] = UpdateMachine(
-                model,
-                Surroundings(
-                    directory=self._directory,
-                    record=self._record,
-                    knobs=self._knobs,
-                    clock=self._clock,
-                    randomness=self._randomness,
-                    emit=self._emit,
-                    changed=self._changed,
-                    spawn_updater=self._spawn_updater,
-                    facts=lambda: self._facts,
-                ),
-                self._supervisor,
-            )
+            self._machines[model] = UpdateMachine(model, self._surroundings, self._supervisor)
         return self._machines[model]
 
     def _supervisor(self, model: str) -> Supervisor:

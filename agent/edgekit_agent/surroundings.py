@@ -9,11 +9,11 @@ from pathlib import Path
 
 from edgekit_agent.clock import Clock, latest
 from edgekit_agent.config import Knobs
-from edgekit_agent.control import Assignment
+from edgekit_agent.control import Assignment, BenchAssignment
 from edgekit_agent.record import RecordFile
 from edgekit_agent.slots import Active, Slot
 from edgekit_agent.updater_process import UpdaterProcess
-from edgekit_contract.messages import DeviceFacts
+from edgekit_contract.messages import Bench, DeviceFacts
 
 __all__ = ["Surroundings"]
 
@@ -59,6 +59,29 @@ class Surroundings:
             facts=facts,
             max_rss_bytes=knobs.max_rss_mib << 20 if knobs.max_rss_mib else None,
             max_latency_ms=knobs.max_latency_ms,
+            max_fetch_bytes=knobs.max_fetch_mib << 20 if knobs.max_fetch_mib is not None else None,
+            window=knobs.window,
+            request_timeout_s=knobs.request_timeout_s,
+            stall_timeout_s=knobs.stall_s,
+            warmup_timeout_s=knobs.warmup_s,
+        )
+
+    def bench_assignment(self, order: Bench) -> BenchAssignment | None:
+        """What the bencher is told; None while nothing is known of the device."""
+        facts, record, knobs = self.facts(), self.record.value, self.knobs
+        if facts is None:
+            return None
+        clock_now = self.clock.now()
+        now = latest(clock_now, record.time_floor)
+        return BenchAssignment(
+            directory=str(self.directory),
+            digest=order.digest,
+            budget_s=order.budget_s,
+            versions=record.versions,
+            now=now,
+            clock_behind=clock_now < now,
+            facts=facts,
+            max_rss_bytes=knobs.max_rss_mib << 20 if knobs.max_rss_mib else None,
             max_fetch_bytes=knobs.max_fetch_mib << 20 if knobs.max_fetch_mib is not None else None,
             window=knobs.window,
             request_timeout_s=knobs.request_timeout_s,

@@ -25,7 +25,7 @@ from edgekit_agent import storage
 from edgekit_agent.control import MetadataVersions, Release
 from edgekit_agent.download import Hub, HubSilent, NotFound
 from edgekit_agent.record import binding
-from edgekit_contract import limits
+from edgekit_contract import limits, names
 from edgekit_contract.errors import Refused
 from edgekit_contract.messages import metadata_resource, target_resource
 
@@ -118,12 +118,30 @@ class TrustMetadata:
         Errors: `UntrustedMetadata` where nobody signed it or its custom fields are malformed.
         """
         path = f"{model}/{version}/{profile}.dsse.json"
+        return self._signed(
+            path,
+            version,
+            profile,
+            lacking=f"{model}@{version} has no bundle for profile {profile}: "
+            "build one and add it to the release.",
+        )
+
+    def find_bench(self, digest: str, profile: str) -> SignedTarget:
+        """The target of a bundle that is signed to be measured only. Errors: as `find`."""
+        found = self._signed(
+            f"{names.BENCH}/{digest}/{profile}.dsse.json",
+            "0",
+            profile,
+            lacking=f"no bundle {digest[:12]} for profile {profile} is signed to be measured.",
+        )
+        if found.release.digest != digest:
+            raise UntrustedMetadata(f"the bundle {digest[:12]} is signed under another digest.")
+        return found
+
+    def _signed(self, path: str, version: str, profile: str, *, lacking: str) -> SignedTarget:
         target: TargetFile | None = self._targets.get(path)
         if target is None:
-            raise UntrustedMetadata(
-                f"{model}@{version} has no bundle for profile {profile}: "
-                "build one and add it to the release."
-            )
+            raise UntrustedMetadata(lacking)
         custom = target.custom or {}
         counter, floor, digest = (
             custom.get("counter"),

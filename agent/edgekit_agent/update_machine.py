@@ -14,7 +14,7 @@ import msgspec
 from edgekit_agent import journal as journals
 from edgekit_agent import storage
 from edgekit_agent.attempts import Attempts
-from edgekit_agent.control import Entering, Finished, Progress, Release
+from edgekit_agent.control import Entering, Finished, Measured, Progress, Release
 from edgekit_agent.probation import Judgement, Probation
 from edgekit_agent.record import (
     Barred,
@@ -237,13 +237,13 @@ class UpdateMachine:
         elif self.updater is not None:
             self.updater.proceed(entering.phase)
 
-    def _on_end(self, end: Finished | str) -> None:
+    def _on_end(self, end: Finished | Measured | str) -> None:
         self.updater = None
         try:
-            if isinstance(end, str):
-                self._interrupt(end)
-            else:
+            if isinstance(end, Finished):
                 self._finish(end)
+            else:
+                self._interrupt(end if isinstance(end, str) else "the updater lost its way")
         except OSError as error:
             self._cannot(error)
 

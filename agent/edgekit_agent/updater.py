@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from edgekit_agent import storage
+from edgekit_agent.bencher import Bencher
 from edgekit_agent.clock import Clock, SystemClock
 from edgekit_agent.control import (
     Assignment,
+    BenchAssignment,
     Channel,
     Entering,
     Finished,
@@ -33,7 +33,7 @@ from edgekit_agent.control import (
     Release,
     ToUpdater,
     Verdict,
-    WarmupReport,
+    read_report,
 )
 from edgekit_agent.download import Hub, HubSilent, NotFound
 from edgekit_agent.staging import Staging
@@ -44,14 +44,13 @@ from edgekit_contract.envelope import Envelope, decode
 from edgekit_contract.errors import BundleRejected, Incompatible, Reason, Refused
 from edgekit_contract.manifest import FileEntry, Manifest
 from edgekit_contract.messages import Phase, cut
-from edgekit_contract.profile import Budget, parse_profile
+from edgekit_contract.profile import parse_profile
 
 __all__ = ["Updater", "main"]
 
 _DISK_RESERVE_BYTES: Final = 16 << 20
 """Left free for the journal, the outbox and the rest of the device."""
 _PROGRESS_EVERY_S: Final = 0.25
-_REPORT_BYTES: Final = 1 << 16
 _NICENESS: Final = 10
 
 
@@ -159,7 +158,7 @@ class Updater:
         if unmet := compatibility.unmet(manifest, wanted.facts, beside_bytes=beside_bytes):
             raise Incompatible(manifest.title, unmet)
         profile = parse_profile(self._profile_path.read_bytes(), source=str(self._profile_path))
-        if excess := _over_budget(manifest, profile.budget):
+        if excess := compatibility.over_budget(manifest, profile.budget):
             raise Incompatible(manifest.title, excess)
         storage.create_directory(self._downloads)
         missing = self._staging.look(manifest)
@@ -233,34 +232,13 @@ class Updater:
             )
         except subprocess.TimeoutExpired:
             raise Refused(f"warm-up took more than {wanted.warmup_timeout_s:.0f} s.") from None
-        report = _report(run.stdout)
+        report = read_report(run.stdout)
         if run.returncode < 0:
             raise Refused(f"warm-up was killed by signal {-run.returncode}.")
         if report is None:
             raise Refused(f"warm-up ended with code {run.returncode} and no report.")
         if not report.passed:
             raise Refused(report.reason)
-
-
-def _over_budget(manifest: Manifest, budget: Budget) -> list[str]:
-    needs = (
-        ("unpacked", manifest.requires.unpacked_bytes, budget.bundle_mib),
-        ("of RAM", manifest.requires.peak_ram_bytes, budget.ram_mib),
-    )
-    return [
-        f"it needs {-(-size_bytes >> 20)} MiB {what}, the profile's budget is {limit_mib}"
-        for what, size_bytes, limit_mib in needs
-        if size_bytes > limit_mib << 20
-    ]
-
-
-def _report(stdout: bytes) -> WarmupReport | None:
-    """The last line; a runtime may have printed others."""
-    lines = stdout[-_REPORT_BYTES:].strip().splitlines()
-    try:
-        return msgspec.json.decode(lines[-1], type=WarmupReport) if lines else None
-    except msgspec.DecodeError:
-        return None
 
 
 def _stay_in_the_background() -> None:
@@ -280,9 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         channel: Channel[ToUpdater] = Channel(sock, ToUpdater)
         try:
             assignment = channel.receive()
-            if not isinstance(assignment, Assignment):
+            if isinstance(assignment, Assignment):
+                channel.send(Updater(channel, assignment, SystemClock()).run())
+            elif isinstance(assignment, BenchAssignment):
+                channel.send(Bencher(channel, assignment, SystemClock()).run())
+            else:
                 raise RuntimeError("the first packet was not an assignment")
-            channel.send(Updater(channel, assignment, SystemClock()).run())
         except PeerGone:
             return 1  # the daemon is gone: its next start begins again
     return 0

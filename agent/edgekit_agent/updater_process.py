@@ -14,11 +14,13 @@ from typing import Final
 from edgekit_agent.child_process import end_process, ending, exit_code
 from edgekit_agent.control import (
     Assignment,
+    BenchAssignment,
     BlobPacket,
     Channel,
     Entering,
     Finished,
     FromUpdater,
+    Measured,
     PeerGone,
     Proceed,
     Progress,
@@ -41,20 +43,20 @@ class UpdaterProcess:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: Assignment | BenchAssignment,
         *,
         loop: Loop,
         on_request: Callable[[Request, bytes], None],
         on_progress: Callable[[Progress], None],
         on_entering: Callable[[Entering], None],
-        on_end: Callable[[Finished | str], None],
+        on_end: Callable[[Finished | Measured | str], None],
     ) -> None:
         self._loop = loop
         self._on_request, self._on_progress = on_request, on_progress
         self._on_entering, self._on_end = on_entering, on_end
         self._run = secrets.randbits(64)
         self._waiting: deque[tuple[int, bytes]] = deque()
-        self._finished: Finished | None = None
+        self._finished: Finished | Measured | None = None
         self._flushing = False
         self._open = True
         ours, theirs = socket_pair()
@@ -114,7 +116,7 @@ class UpdaterProcess:
                 self._on_progress(message)
             elif isinstance(message, Entering):
                 self._on_entering(message)
-            elif isinstance(message, Finished):
+            elif isinstance(message, (Finished, Measured)):
                 self._finished = message
             elif isinstance(message, BlobPacket):
                 end_process(self._process)  # it has lost its way

@@ -1,7 +1,7 @@
 """WARMUP: prove a staged bundle on this device before anything is switched to it.
 
     python -m edgekit_agent.warmup --bundle DIR --digest SHA256 [--max-rss-bytes N]
-                                   [--max-latency-ms X]
+                                   [--max-latency-ms X] [--bench-s SECONDS]
 
 Prints one `WarmupReport` as JSON; exits 0 where the bundle passed, else 1. Invariant: there is a
 report however the model behaves, short of hanging (the caller's timeout ends that), for it is
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edgekit_agent.control import WarmupReport
+from edgekit_agent.control import BenchFigures, WarmupReport
 from edgekit_contract.errors import EdgekitError
 from edgekit_contract.messages import cut
 
@@ -52,10 +52,16 @@ _CRASHES: Final = {
 }
 
 
-def prove(directory: Path, digest: str, *, max_latency_ms: float | None) -> WarmupReport:
-    """Verify, load and run the golden vectors here. `rss_bytes` is for the caller to fill in."""
+def prove(
+    directory: Path, digest: str, *, max_latency_ms: float | None, bench_s: float | None = None
+) -> WarmupReport:
+    """Verify, load and run the golden vectors here; time runs of them for `bench_s`, if given.
+
+    `rss_bytes` is for the caller to fill in.
+    """
     from edgekit_agent.worker import load
     from edgekit_runtime.golden import check_golden, read_golden
+    from edgekit_runtime.timing import time_runs
 
     try:
         loaded = load(directory, digest)
@@ -76,12 +82,17 @@ def prove(directory: Path, digest: str, *, max_latency_ms: float | None) -> Warm
         reason = f"{mismatch}."
     elif max_latency_ms is not None and latency_ms is not None and latency_ms > max_latency_ms:
         reason = f"an inference takes {latency_ms:.3g} ms here, {max_latency_ms:.3g} are allowed."
+    figures = None
+    if bench_s is not None and not reason:
+        timing = time_runs(loaded.session, [vector.inputs for vector in vectors], budget_s=bench_s)
+        figures = msgspec.convert(timing, BenchFigures, from_attributes=True)
     return WarmupReport(
         passed=not reason,
         reason=cut(reason),
         load_s=loaded.load_s,
         latency_ms=latency_ms,
         execution=loaded.session.execution,
+        figures=figures,
     )
 
 
@@ -182,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--digest", required=True)
     parser.add_argument("--max-rss-bytes", type=int)
     parser.add_argument("--max-latency-ms", type=float)
+    parser.add_argument("--bench-s", type=float)
     given = parser.parse_args(arguments)
     _end_with_parent()
     read_end, write_end = os.pipe()
@@ -191,7 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _become_child(parent)
         os.close(read_end)
         try:
-            report = prove(given.bundle, given.digest, max_latency_ms=given.max_latency_ms)
+            report = prove(
+                given.bundle,
+                given.digest,
+                max_latency_ms=given.max_latency_ms,
+                bench_s=given.bench_s,
+            )
         except Exception as error:  # MemoryError, or what a runtime's module did not foresee
             report = WarmupReport(passed=False, reason=cut(f"{type(error).__name__}: {error}."))
         os.write(write_end, msgspec.json.encode(report))

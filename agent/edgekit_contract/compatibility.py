@@ -7,8 +7,9 @@ from typing import Final
 
 from edgekit_contract.manifest import Manifest
 from edgekit_contract.messages import DeviceFacts
+from edgekit_contract.profile import Budget
 
-__all__ = ["unmet", "version_tuple"]
+__all__ = ["over_budget", "unmet", "version_tuple"]
 
 _RAM_SHARE: Final = 0.9
 """What a model may take of the memory that the device shows: the rest is the system's."""
@@ -54,3 +55,16 @@ def unmet(manifest: Manifest, facts: DeviceFacts, *, beside_bytes: int = 0) -> l
             f"the device has {facts.ram_bytes >> 20}"
         )
     return lacks
+
+
+def over_budget(manifest: Manifest, budget: Budget) -> list[str]:
+    """What `manifest` needs beyond a profile's budget, a phrase each."""
+    needs = (
+        ("unpacked", manifest.requires.unpacked_bytes, budget.bundle_mib),
+        ("of RAM", manifest.requires.peak_ram_bytes, budget.ram_mib),
+    )
+    return [
+        f"it needs {-(-size_bytes >> 20)} MiB {what}, the profile's budget is {limit_mib}"
+        for what, size_bytes, limit_mib in needs
+        if size_bytes > limit_mib << 20
+    ]

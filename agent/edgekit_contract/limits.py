@@ -23,6 +23,9 @@ MAX_AXIS: Final = 2**31 - 1
 MAX_GOLDEN_BYTES: Final = 256 * MIB
 MAX_GOLDEN_VECTORS: Final = 64
 MAX_REPORT_BYTES: Final = 16 * MIB
+MAX_NOTEBOOK_BYTES: Final = 16 * MIB
+MAX_BENCH_S: Final = 120.0
+"""A device may be asked to run a bundle for so long."""
 MAX_THREADS: Final = 256
 MAX_IMAGE_SIDE: Final = 8192
 """Pixels: a preprocess step may not ask a device for more."""

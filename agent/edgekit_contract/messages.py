@@ -20,6 +20,8 @@ from edgekit_contract.errors import MessageRejected
 
 __all__ = [
     "Ack",
+    "Bench",
+    "Benched",
     "BundleRef",
     "Capabilities",
     "Chunk",
@@ -277,6 +279,40 @@ class Fetch(Message, frozen=True, kw_only=True):
     resource: str
     offset: Count = 0
     length: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_CHUNK_BYTES)] = limits.MAX_CHUNK_BYTES
+
+
+Digest: TypeAlias = Annotated[str, msgspec.Meta(pattern=names.DIGEST_PATTERN)]
+
+
+class Bench(Message, frozen=True, kw_only=True):
+    """Ask a device to time a bundle that is signed for measuring and serves nobody."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    digest: Digest
+    """Of the bundle's envelope."""
+    budget_s: Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_BENCH_S)]
+    """How long to run it."""
+    until: Instant
+    """The order is void after that."""
+
+
+class Benched(Message, frozen=True, kw_only=True):
+    """The answer: figures, or why there are none."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    at: Instant
+    reason: str = ""
+    """Why there are no figures; empty where there are."""
+    median_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    """95% confidence interval of the median."""
+    p95_ms: float | None = None
+    runs: Count = 0
+    rss_bytes: Count | None = None
+    """Greatest resident memory of the process that ran it."""
+    runtime: str = ""
+    """Kind of the runtime, and its version behind a space."""
 
 
 class ChunkStatus(enum.IntEnum):

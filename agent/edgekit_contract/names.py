@@ -12,6 +12,8 @@ from edgekit_contract import limits
 from edgekit_contract.errors import InvalidName
 
 __all__ = [
+    "BENCH",
+    "DIGEST_PATTERN",
     "HUB",
     "MODEL_NAME_PATTERN",
     "VERSION_PATTERN",
@@ -26,6 +28,11 @@ __all__ = [
 
 HUB: Final = "hub"
 """The hub's own MQTT user name; no device may be called so."""
+
+BENCH: Final = "_bench"
+"""Where bundles that are only to be measured are signed: no model can be called so, and no desired
+state can name it."""
+DIGEST_PATTERN: Final = r"\A[0-9a-f]{64}\Z"
 
 MODEL_NAME_PATTERN: Final = r"\A[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z"
 VERSION_PATTERN: Final = r"\A[0-9][0-9A-Za-z.+]{0,30}(?:-[0-9A-Za-z.]{1,16})?\Z"

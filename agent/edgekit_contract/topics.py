@@ -22,10 +22,14 @@ class Kind(enum.Enum):
     DESIRED = "desired"
     ACK = "ack"
     BLOB = "blob"
+    BENCH = "bench"
+    BENCHED = "benched"
 
 
-FROM_DEVICE: Final = (Kind.STATUS, Kind.REPORTED, Kind.HEALTH, Kind.EVENT, Kind.FETCH)
-TO_DEVICE: Final = (Kind.DESIRED, Kind.ACK, Kind.BLOB)
+FROM_DEVICE: Final = (
+    Kind.STATUS, Kind.REPORTED, Kind.HEALTH, Kind.EVENT, Kind.FETCH, Kind.BENCHED
+)  # fmt: skip
+TO_DEVICE: Final = (Kind.DESIRED, Kind.ACK, Kind.BLOB, Kind.BENCH)
 
 
 def topic(fleet: str, device: str, kind: Kind) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,10 @@ import msgspec
 
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds
-from edgekit.build.contest import Contest, Verdict
+from edgekit.build.contest import Contest
 from edgekit.build.data import Data, open_data
-from edgekit.build.host import Host, read_host
+from edgekit.build.forecast import Forecast, Tracer
+from edgekit.build.host import read_host
 from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
@@ -24,13 +26,23 @@ from edgekit.build.metrics import resolve_metric
 from edgekit.build.minimal import REMARK as MINIMAL_REMARK
 from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
-from edgekit.build.pack import Contents, Sealed, open_output, report_bytes, seal, write
+from edgekit.build.notebook import Notebook, default_path
+from edgekit.build.pack import (
+    Contents,
+    Packed,
+    Sealed,
+    open_output,
+    report_bytes,
+    seal,
+    write,
+)
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.prebuilt import build_prebuilt, prebuilt_kind
 from edgekit.build.progress import Progress, Silent, Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
-from edgekit.build.report import ErrorSample, Outcome, Report
-from edgekit.build.request import BuildRequest, Objective
+from edgekit.build.remarks import data_remarks, host_remarks
+from edgekit.build.report import ErrorSample, Report
+from edgekit.build.request import BuildRequest
 from edgekit.build.result import BuildResult, Built
 from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Deadlines, Search
@@ -52,6 +64,8 @@ from edgekit_runtime.session import SessionOptions
 
 __all__ = ["BuildResult", "Built", "Gate", "build"]
 
+CONTENDERS: Final = "contenders"
+"""Directory beside the bundles: a release of all in the output must not have them."""
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.25
 """Of the search time, at most."""
@@ -64,8 +78,6 @@ _PACKING_SHARE: Final = 0.07
 """Of the search time: for latencies in full, golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
 """What ranking the nodes for the report takes, as a rule."""
-_SMALL: Final = 30
-"""Validation samples under which a figure is said to be rough."""
 _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
@@ -145,6 +157,16 @@ def _is_same(request: BuildRequest) -> bool:
     return first == second or (first.exists() and second.exists() and first.samefile(second))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Decided:
+    """What is to be packed for a profile."""
+
+    plan: ProfilePlan
+    report: Report
+    contents: Contents
+    contenders: tuple[Variant, ...]
+
+
 class _Build:
     """One execution of a plan."""
 
@@ -172,6 +194,8 @@ class _Build:
             calibration_s=request.search_time_s * _CALIBRATION_SHARE,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
+        self._tracer = Tracer(material.feeds, scratch=scratch, host=read_host())
+        self._notebook = Notebook(request.figures or default_path())
 
     def _ranking_estimators(self) -> tuple[Estimator, ...]:
         """Without a recipe that needs ranges nodes are ranked by them, where there can be any."""
@@ -197,20 +221,54 @@ class _Build:
         decided = [self._decide(plan, bench) for plan in self._plan.profiles]
         source.check_unchanged()
         # all are sealed and tried before one is written: one that refuses leaves nothing behind
-        sealed = [seal(contents, request.key) for _, contents in decided]
+        sealed = [seal(one.contents, request.key) for one in decided]
+        others = [self._seal_contenders(one) for one in decided]
         if gate is not None:
             with self._watch.stage("trying each on its profile", len(sealed)) as advance:
-                for (_, contents), bundle in zip(decided, sealed, strict=True):
-                    gate(contents.profile, bundle)
+                for one, bundle in zip(decided, sealed, strict=True):
+                    gate(one.contents.profile, bundle)
                     advance(1)
         with self._watch.stage("packing", len(decided)) as advance:
             bundles = write(sealed, request.output, advance=advance)
+            contenders = [self._write_contenders(listed) for listed in others]
         return tuple(
-            Built(report=report, bundle=bundle)
-            for (report, _), bundle in zip(decided, bundles, strict=True)
+            Built(report=one.report, bundle=bundle, contenders=beside)
+            for one, bundle, beside in zip(decided, bundles, contenders, strict=True)
         )
 
-    def _decide(self, plan: ProfilePlan, bench: Bench) -> tuple[Report, Contents]:
+    def _seal_contenders(self, decided: _Decided) -> list[Sealed]:
+        """Bundles to be measured: each says of itself that it was not chosen."""
+        sealed = []
+        for number, variant in enumerate(decided.contenders, start=1):
+            plan, feeds = decided.plan, self._material.feeds
+            runtime = plan.runtime(variant.kind)
+            peak = peak_ram_bytes(
+                variant.path, kind=runtime.kind, feeds=feeds, threads=runtime.threads
+            )
+            if peak > plan.profile.budget.ram_mib * limits.MIB:
+                continue  # it could not be chosen, whatever it takes
+            remark = f"This bundle holds {variant.title}, which was not chosen, to be measured."
+            report = msgspec.structs.replace(
+                decided.report,
+                runtime=f"{runtime.kind.value} {runtime.version}",
+                threads=runtime.threads,
+                remarks=(remark, *decided.report.remarks),
+                peak_ram_bytes=peak,
+            )
+            golden = self._golden_of(variant, plan)
+            one = seal(self._contents(plan, variant, golden, report), self._request.key)
+            stem = one.filename.removesuffix(".ekb")
+            sealed.append(replace(one, filename=f"{stem}-{number}.ekb"))
+        return sealed
+
+    def _write_contenders(self, sealed: Sequence[Sealed]) -> tuple[Packed, ...]:
+        if not sealed:
+            return ()
+        directory = self._request.output / CONTENDERS
+        with open_output(directory):
+            return write(sealed, directory, advance=lambda steps: None)
+
+    def _decide(self, plan: ProfilePlan, bench: Bench) -> _Decided:
         request, profile, host = self._request, plan.profile, read_host()
         # more threads than this machine has cores would measure the scheduler
         options = {
@@ -226,6 +284,7 @@ class _Build:
             budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
             ram_bytes=profile.budget.ram_mib * limits.MIB,
         )
+        forecast = None if on_target else Forecast(plan, self._tracer, self._notebook)
         contest = Contest(
             plan=plan,
             bench=bench,
@@ -240,9 +299,17 @@ class _Build:
                 feeds=self._material.feeds,
                 threads=plan.runtime(variant.kind).threads,
             ),
+            forecast=forecast,
         )
         verdict = contest.hold(
-            self._search(plan, bench, bounds, options=options, on_target=on_target)
+            self._search(
+                plan,
+                bench,
+                bounds,
+                options=options,
+                on_target=on_target,
+                forecast=forecast if forecast is not None and forecast.is_able else None,
+            )
         )
         variant = verdict.winner
         runtime = plan.runtime(variant.kind)
@@ -269,8 +336,8 @@ class _Build:
             candidates=verdict.candidates,
             normalization=self._material.normalized.steps,
             remarks=(
-                *_host_remarks(plan, request, host),
-                *self._remarks(verdict, bench),
+                *host_remarks(plan, request, host, verdict.candidates),
+                *data_remarks(request, self._material, self._kitchen, bench, verdict),
                 *([MINIMAL_REMARK] if runtime.minimal else []),
             ),
             peak_ram_bytes=verdict.peak_ram_bytes,
@@ -280,7 +347,12 @@ class _Build:
             sizes=self._sizes_of(variant),
             seconds=dict(self._watch.seconds),
         )
-        return report, self._contents(plan, variant, golden, report)
+        return _Decided(
+            plan=plan,
+            report=report,
+            contents=self._contents(plan, variant, golden, report),
+            contenders=verdict.contenders if request.contenders else (),
+        )
 
     def _sizes_of(self, variant: Variant) -> dict[str, int]:
         """Bytes of its weights by number format."""
@@ -297,6 +369,7 @@ class _Build:
         *,
         options: Options,
         on_target: bool,
+        forecast: Forecast | None,
     ) -> Search:
         baseline = self._kitchen.make(plan.recipes[0])
         if baseline.failure is not None:
@@ -325,6 +398,7 @@ class _Build:
                 rank_s=now + slice_s + bench.held_out_s - _RANKING_S,
             ),
             progress=self._watch,
+            forecast=forecast,
         )
 
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
@@ -341,53 +415,6 @@ class _Build:
                     source=self._material.data_source,
                 )
         return self._golden[key]
-
-    def _remarks(self, verdict: Verdict, bench: Bench) -> tuple[str, ...]:
-        said = list(self._material.normalized.remarks)
-        said.append(_DATA_REMARKS[self._material.data_source])
-        if self._kitchen.calibration.samples and self._material.calibration is None:
-            said.append(
-                "Calibration and validation data are the same: nothing that was held out was used "
-                "for ranges."
-                if self._request.calibration is not None and bench.holds_out
-                else "There are no calibration data: ranges were taken from the validation data, "
-                "which flatters int8."
-            )
-        if self._kitchen.calibration.is_cut:
-            said.append(
-                f"There was time to calibrate on {self._kitchen.calibration.samples} samples: "
-                "give more with --search-time."
-            )
-        if both := len(self._kitchen.calibration.seen & bench.seen_held_out):
-            said.append(
-                f"{both} of the samples held out from the choice are calibration data, too, which "
-                "flatters int8: give others."
-            )
-        if self._material.data is not None and not bench.holds_out:
-            said.append(
-                f"{bench.samples} samples are too few to keep some from the choice"
-                + (
-                    f"; one of them is {1 / bench.samples:.1%}: take the figures as rough."
-                    if bench.samples < _SMALL
-                    else "."
-                )
-            )
-        judged = verdict.candidates
-        winner = next(c for c in judged if c.outcome is Outcome.CHOSEN)
-        if winner.held_out is not None and judged[0].held_out is not None:
-            drop = judged[0].held_out.value - winner.held_out.value
-            if drop > self._request.max_drop:
-                said.append(
-                    f"On the samples held out from the choice {winner.title} is {drop:.4f} below "
-                    "float32, more than was allowed: give more validation data."
-                )
-        said += self._kitchen.remarks
-        if not bench.metric.judges_truth:
-            said.append(
-                f"The metric {bench.metric.name} compares with the float32 model, not with truth."
-            )
-        said += verdict.accuracy.remarks
-        return tuple(dict.fromkeys(text for text in said if text))
 
     def _contents(
         self, plan: ProfilePlan, variant: Variant, golden: GoldenSet, report: Report
@@ -429,43 +456,6 @@ class _Build:
             ),
             beside=operators_of(variant, run=self._workshop.run) if variant.kind is _ONNX else {},
         )
-
-
-def _host_remarks(plan: ProfilePlan, request: BuildRequest, host: Host) -> list[str]:
-    """What building on this machine, and not on a device of the profile, means for the figures."""
-    said, profile, threads = [], plan.profile, max(r.threads for r in plan.runtimes)
-    if (why := host.difference(profile.cpu)) is not None:
-        said.append(f"Latency was measured on HOST ({host.title}), not on {profile.name}: {why}.")
-    if host.cores < threads:
-        said.append(
-            f"Latency was measured with {host.cores} of {profile.name}'s {threads} threads: this "
-            "machine has no more cores."
-        )
-    if said and request.objective is Objective.LATENCY:
-        said.append(
-            "Objective latency chose by accuracy, where half of what may be lost counts as none, "
-            "then size, and of about one size not what is slower here."
-        )
-    if said and request.max_ms is not None:
-        said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")
-    if host.int8_saturates and not profile.cpu.int8_saturates and _has_int8(plan):
-        said.append(
-            f"8-bit products can saturate on this machine and not on {profile.name}: weights of 7 "
-            "bits were tried, since 8 could not be proved; build on ARM or on a machine with VNNI."
-        )
-    return said
-
-
-def _has_int8(plan: ProfilePlan) -> bool:
-    return any(recipe.needs.full_range is not None for recipe in plan.recipes)
-
-
-_DATA_REMARKS: Final = {
-    "validation": "",
-    "calibration": "There are no validation data: figures are from the calibration data.",
-    "generated": "There are no data: figures are from made-up inputs and say only that the "
-    "numbers are close.",
-}
 
 
 def _relied_on(recipe: Recipe, profile: Profile) -> tuple[str, ...]:

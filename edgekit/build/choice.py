@@ -3,6 +3,10 @@
 Invariant: the baseline can always win; a candidate that breaks a bound, or is neither smaller nor
 faster than the baseline, never does. A latency differs only where its interval says so; among
 equals in the objective the smaller wins, then the more accurate.
+
+Off the target times are figures of a device of the profile, or else estimates; both are intervals,
+and two that overlap are one. Where a winner is not apart from another that was only estimated, that
+one is left open: a measurement would tell.
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.report import Candidate, Latency, Outcome, Score
+from edgekit.build.report import NOTICEABLE, Candidate, Estimate, Latency, Outcome, Score
 from edgekit.build.request import Objective
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 
-__all__ = ["Bounds", "NothingFits", "choose", "is_tolerable", "settle"]
+__all__ = ["Bounds", "NothingFits", "choose", "is_tolerable", "settle", "time_on_device"]
 
 _EQUAL: Final = 1e-3
 """Metrics nearer than this are one: what a table of three digits shows."""
@@ -67,11 +71,15 @@ def choose(
         raise NothingFits(f"no variant keeps the bounds ({told}): loosen one.")
     winner = _best(able, objective, on_target, bounds.max_drop)
     reason = _why(winner, baseline, objective, on_target)
+    by_forecast = objective is Objective.LATENCY and not on_target
     return tuple(
         msgspec.structs.replace(candidate, outcome=Outcome.CHOSEN, reason=reason)
         if candidate.title == winner.title
         else msgspec.structs.replace(
-            candidate, outcome=Outcome.LOST, reason=_why_not(candidate, winner)
+            candidate,
+            outcome=Outcome.LOST,
+            reason=_why_not(candidate, winner, on_target),
+            is_open=by_forecast and _is_open(candidate, winner),
         )
         if candidate.outcome is Outcome.CHOSEN
         else candidate
@@ -117,6 +125,8 @@ def _gains(
     """Whether it is better than the baseline in what is asked for."""
     if objective is Objective.LATENCY and on_target:
         return candidate.latency is not None and candidate.latency.is_faster
+    if objective is Objective.LATENCY and _is_surely_faster(candidate, baseline):
+        return True
     return _size(candidate) < _size(baseline) * (1 - _SAME_SIZE)
 
 
@@ -167,7 +177,12 @@ def _broken(
     latency = candidate.latency
     if on_target and bounds.max_ms is not None and latency and latency.median_ms > bounds.max_ms:
         return f"{latency.median_ms:.3f} ms, {bounds.max_ms:g} are allowed"
+    figure = candidate.figure
+    if not on_target and bounds.max_ms is not None and figure and figure.median_ms > bounds.max_ms:
+        return f"{figure.median_ms:.3f} ms on {figure.device}, {bounds.max_ms:g} are allowed"
     if candidate.title != baseline.title and size >= (baseline.size_bytes or 0):
+        if not on_target and _is_surely_faster(candidate, baseline):
+            return None
         if latency is not None and latency.is_slower:
             return "larger and slower than float32"
         if latency is None or not latency.is_faster:
@@ -181,14 +196,18 @@ def _best(
     if objective is Objective.SIZE:
         return min(_smallest(able), key=lambda c: (_speed(c), *_finest(c), c.title))
     if objective is Objective.ACCURACY or not on_target:
+        if objective is not Objective.ACCURACY:
+            able = _fastest_off_target(able)
         best = max(map(_quality, able))
         # where time cannot tell, what may be lost is spent on size, but for half of it
         apart = _EQUAL if objective is Objective.ACCURACY else max(_EQUAL, max_drop / 2)
         equal = [c for c in able if _quality(c) >= best - apart]
         if objective is not Objective.ACCURACY:
-            # of about a size, what is slower even here is the last that a device should get
+            # of about a size, what is slower even here is the last that a device should get, unless
+            # one has measured it
             near = [c for c in equal if _size(c) <= min(map(_size, equal)) * _ABOUT_A_SIZE]
-            equal = [c for c in near if not (c.latency and c.latency.is_slower)] or near
+            slow = [c for c in near if c.figure is None and c.latency and c.latency.is_slower]
+            equal = [c for c in near if c not in slow] or near
         if objective is Objective.ACCURACY and on_target:
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:
@@ -196,6 +215,40 @@ def _best(
         edge = fastest.latency.high if fastest.latency and _speed(fastest) < 1 else 1.0
         equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
     return min(_smallest(equal), key=lambda c: (*_finest(c), c.title))
+
+
+def _fastest_off_target(able: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those that may be the fastest on the device: of which no other is surely faster."""
+    known = [time for c in able if (time := time_on_device(c)) is not None]
+    if not known:
+        return able
+    edge = min(known, key=lambda time: time.ms).high
+    return [c for c in able if (time := time_on_device(c)) is None or time.low <= edge]
+
+
+def time_on_device(candidate: Candidate) -> Estimate | None:
+    """What a device of the profile takes: its figure, or else the estimate; None for neither."""
+    figure = candidate.figure
+    if figure is not None:
+        return Estimate(ms=figure.median_ms, low=figure.low, high=figure.high)
+    return candidate.estimate
+
+
+def _is_surely_faster(candidate: Candidate, other: Candidate) -> bool:
+    mine, its = time_on_device(candidate), time_on_device(other)
+    return mine is not None and its is not None and mine.high < its.low
+
+
+def _is_open(candidate: Candidate, winner: Candidate) -> bool:
+    """Whether it may be the faster one, as far as is known, and a device could tell."""
+    mine, best = time_on_device(candidate), time_on_device(winner)
+    if mine is None or best is None:
+        return True
+    if candidate.figure is not None and winner.figure is not None:
+        return False
+    # what does the same arithmetic is estimated alike: nothing to tell
+    differs = abs(mine.ms / best.ms - 1) >= NOTICEABLE
+    return differs and mine.low <= best.high and best.low <= mine.high
 
 
 def _smallest(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -235,17 +288,29 @@ def _why(winner: Candidate, baseline: Candidate, objective: Objective, on_target
     gains = []
     if winner.size_bytes and baseline.size_bytes and winner.size_bytes < baseline.size_bytes:
         gains.append(f"{winner.size_bytes / baseline.size_bytes:.0%} of float32's size")
-    if winner.latency is not None and winner.latency.is_faster:
+    mine, its = time_on_device(winner), time_on_device(baseline)
+    if not on_target and mine is not None and its is not None:
+        if _is_surely_faster(winner, baseline):
+            measured = winner.figure is not None and baseline.figure is not None
+            gains.append(f"{mine.ms / its.ms:.2f} of its time, {_MEASURED[measured]}")
+    elif winner.latency is not None and winner.latency.is_faster:
         gains.append(f"{winner.latency.ratio:.2f} of its time" + ("" if on_target else " on HOST"))
     return f"best by {objective.value}: " + (" and ".join(gains) or "as good as float32")
 
 
-def _why_not(candidate: Candidate, winner: Candidate) -> str:
+_MEASURED: Final = {True: "measured on a device", False: "by estimate"}
+
+
+def _why_not(candidate: Candidate, winner: Candidate, on_target: bool) -> str:
     facts = []
     if _quality(candidate) < _quality(winner) - _EQUAL:
         facts.append("less accurate")
     mine, best = candidate.latency, winner.latency
-    if mine is not None and best is not None and _is_slower(mine, best):
+    if not on_target and time_on_device(candidate) and time_on_device(winner):
+        if _is_surely_faster(winner, candidate):
+            measured = winner.figure is not None and candidate.figure is not None
+            facts.append("slower" if measured else "slower by estimate")
+    elif mine is not None and best is not None and _is_slower(mine, best):
         facts.append("slower")
     if _size(candidate) > _size(winner) * (1 + _SAME_SIZE):
         facts.append("larger")

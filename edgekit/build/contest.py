@@ -6,6 +6,7 @@ out carry the figures of the screen, which are of fewer samples and rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,8 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
-from edgekit.build.choice import Bounds, NothingFits, is_tolerable, settle
+from edgekit.build.choice import Bounds, NothingFits, is_tolerable, settle, time_on_device
+from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
@@ -31,6 +33,9 @@ _FINALISTS: Final = 16
 _TOGETHER: Final = 2
 _REACH: Final = 0.03
 """What screening may be wrong by: so much behind what holds, one may still be ahead of it."""
+_REACH_OF_FORECASTS: Final = 1.0
+"""The same, as a part, where times are estimates."""
+_CONTENDERS: Final = 4
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
 
@@ -47,6 +52,8 @@ class Verdict:
     sensitivity: tuple[NodeSensitivity, ...]
     peak_ram_bytes: int
     """That the winner needs."""
+    contenders: tuple[Variant, ...] = ()
+    """Those that a measurement on a device might choose; some of them, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,8 @@ class Contest:
     search_time_s: float
     peak_ram_bytes: Callable[[Variant], int]
     """Measures what a variant needs."""
+    forecast: Forecast | None = None
+    """Of the profile's device; None where it is this machine."""
 
     def hold(self, search: Search) -> Verdict:
         """Errors: `NothingFits`."""
@@ -94,12 +103,23 @@ class Contest:
             winner=winner.variant,
             candidates=(
                 *judged,
-                *(_left_out(t, winner) for t in left_out),
+                *(self._forecast(_left_out(t, winner, search.ratio), t) for t in left_out),
                 *self._skipped(search.untried()),
             ),
             accuracy=accuracies[winner.title],
             sensitivity=_sensitivity(search, winner.variant),
             peak_ram_bytes=peak,
+            contenders=_contenders(judged, ranked),
+        )
+
+    def _forecast(self, candidate: Candidate, trial: Trial) -> Candidate:
+        """With what is known of its latency on the profile's device."""
+        if self.forecast is None or candidate.outcome is Outcome.FAILED:
+            return candidate
+        return msgspec.structs.replace(
+            candidate,
+            estimate=self.forecast.estimate(trial.variant),
+            figure=self.forecast.figure(trial.variant),
         )
 
     def _settled(
@@ -109,9 +129,10 @@ class Contest:
         latencies: Mapping[str, Latency],
     ) -> tuple[tuple[Candidate, ...], int]:
         variants = {t.title: t.variant for t in ranked}
+        full = [(_full(t, accuracies[t.title], latencies.get(t.title)), t) for t in ranked]
         try:
             return settle(
-                [_full(t, accuracies[t.title], latencies.get(t.title)) for t in ranked],
+                [self._forecast(candidate, trial) for candidate, trial in full],
                 objective=self.objective,
                 bounds=self.bounds,
                 on_target=self.on_target,
@@ -139,6 +160,7 @@ class Contest:
         """
         truth = self._accuracies([baseline])[baseline.title].score
         tried: list[Trial] = []
+        margin = _REACH_OF_FORECASTS if search.goes_by_forecast else _REACH
         reach: float | None = None
         while pending and len(tried) < _FINALISTS:
             if reach is not None and search.key(pending[0])[:2] > (0.0, reach):
@@ -151,7 +173,7 @@ class Contest:
                 )
                 over, key = search.key(trial)[:2]
                 if fine and not over and (reach is None or key < reach):
-                    reach = key + abs(key) * _REACH
+                    reach = key + abs(key) * margin
                 relieved = None if fine else search.relieve(trial)
                 if relieved is not None and relieved.failure is None:
                     pending = sorted([relieved, *pending], key=search.key)
@@ -163,6 +185,21 @@ class Contest:
             Candidate(recipe=recipe, outcome=Outcome.SKIPPED, reason=reason)
             for recipe, reason in reasons.items()
         )
+
+
+def _contenders(judged: Sequence[Candidate], ranked: Sequence[Trial]) -> tuple[Variant, ...]:
+    variants = {trial.title: trial.variant for trial in ranked}
+    open_ = [c for c in judged if c.is_open]
+    # the most accurate first: of what does the same arithmetic, and so takes the same time, it will
+    # do; what nothing is known of comes last
+    open_.sort(key=lambda c: (-(c.score.value if c.score else 0.0), c.title))
+    alike: dict[float, list[str]] = {}
+    for candidate in open_:
+        known = time_on_device(candidate)
+        alike.setdefault(known.ms if known else math.inf, []).append(candidate.title)
+    unknown = alike.pop(math.inf, [])
+    titles = [*(alike[ms][0] for ms in sorted(alike)), *unknown]
+    return tuple(variants[title] for title in titles[:_CONTENDERS])
 
 
 def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidate:
@@ -185,7 +222,7 @@ def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidat
     )
 
 
-def _left_out(trial: Trial, winner: Trial) -> Candidate:
+def _left_out(trial: Trial, winner: Trial, ratio: Callable[[Trial], float]) -> Candidate:
     """A trial that did not get as far as full figures."""
     found = _full(trial, trial.accuracy, trial.latency if trial.is_timed else None)
     if found.outcome is Outcome.FAILED:
@@ -193,7 +230,7 @@ def _left_out(trial: Trial, winner: Trial) -> Candidate:
     facts = []
     if trial.closeness_db < winner.closeness_db:
         facts.append(f"{winner.closeness_db - trial.closeness_db:.1f} dB noisier")
-    if trial.ratio > winner.ratio:
+    if ratio(trial) > ratio(winner):
         facts.append("slower")
     if trial.size_bytes > winner.size_bytes:
         facts.append("larger")

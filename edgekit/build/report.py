@@ -20,6 +20,8 @@ from edgekit_converters.recipes.tuning import Tuning
 __all__ = [
     "Candidate",
     "ErrorSample",
+    "Estimate",
+    "Figure",
     "Latency",
     "ModelCard",
     "NodeSensitivity",
@@ -68,6 +70,31 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
         return self.low > 1.0 and self.ratio >= 1.0 + NOTICEABLE
 
 
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one inference may take on the profile's device: computed, never measured."""
+
+    ms: float
+    low: float
+    high: float
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one inference took on a real device, and what it took besides."""
+
+    median_ms: float
+    low: float
+    high: float
+    """95% confidence interval of the median."""
+    p95_ms: float
+    rss_bytes: Count
+    """Greatest resident memory of the process that ran it."""
+    runs: Count
+    device: str
+    """Id of the device."""
+    at: str
+    """When, RFC 3339."""
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     recipe: str
     outcome: Outcome
@@ -83,6 +110,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """What the search changed about the recipe."""
     closeness_db: float | None = None
     """Signal-to-noise ratio of the outputs against float32's: greater is closer, finite always."""
+    estimate: Estimate | None = None
+    """None where the profile is this machine, or where nothing is known to estimate from."""
+    figure: Figure | None = None
+    """None where no device of the profile has run it."""
+    is_open: bool = False
+    """Whether a measurement on a device might have chosen it."""
 
     @property
     def title(self) -> str:

@@ -59,6 +59,10 @@ class BuildRequest:
     runtime: RuntimeKind | None = None
     """The model is prebuilt for this runtime and packed as it is; None: see `prebuilt`."""
     dry_run: bool = False
+    contenders: bool = False
+    """Pack, too, the variants that a measurement on a device might choose."""
+    figures: Path | None = None
+    """File of what devices measured, see `notebook`; None: the user's own."""
 
     def __post_init__(self) -> None:
         names.model_name(self.name)

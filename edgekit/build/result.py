@@ -17,6 +17,8 @@ class Built:
 
     report: Report
     bundle: Packed
+    contenders: tuple[Packed, ...] = ()
+    """In the directory `contenders` of the output: variants to be measured beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from edgekit.build.choice import Bounds
+from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
@@ -86,12 +87,19 @@ class Search:
         is_asked: bool,
         deadlines: Deadlines,
         progress: Progress,
+        forecast: Forecast | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
+        """`forecast` is what is known of times on a device that is not this machine: with it the
+        search goes by them where the objective is latency.
+
+        `is_asked`: the user named the recipes, so each is tried, whatever it takes.
+        """
         self._is_asked, self._bounds, self._on_target = is_asked, bounds, on_target
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
-        self._by_size = objective is Objective.SIZE or not on_target
+        self._forecast = forecast if objective is Objective.LATENCY else None
+        self._ratios: dict[str, float | None] = {}
+        self._by_size = objective is Objective.SIZE or (not on_target and self._forecast is None)
         self._by_accuracy = objective is Objective.ACCURACY
         self._deadlines, self._clock, self._progress = deadlines, clock, progress
         self._advance: Advance = lambda steps: None
@@ -201,10 +209,11 @@ class Search:
         the accuracy may cost of it."""
         over = float(not self.is_within(trial))
         if self._by_accuracy:
-            return (over, -round(trial.closeness_db), trial.ratio, float(trial.size_bytes))
+            return (over, -round(trial.closeness_db), self.ratio(trial), float(trial.size_bytes))
         baseline = self.trials[0]
         mending = self._mending(trial)
-        ratio = trial.ratio + (1 - trial.ratio) * mending
+        ratio = self.ratio(trial)
+        ratio += (1 - ratio) * mending
         size = trial.size_bytes + (baseline.size_bytes - trial.size_bytes) * mending
         if self._by_size:
             return (over, size, -trial.closeness_db, ratio)
@@ -230,6 +239,24 @@ class Search:
         best, mine = self.key(self._best(self._trials.values())[0]), self.key(trial)
         return mine[0] > best[0] or mine[1] > _OUT_OF_REACH * best[1]
 
+    @property
+    def goes_by_forecast(self) -> bool:
+        return self._forecast is not None
+
+    def ratio(self, trial: Trial) -> float:
+        """Time to the baseline's on the device, as far as is known, or else as measured here."""
+        known = self._known_ratio(trial)
+        return trial.ratio if known is None else known
+
+    def _known_ratio(self, trial: Trial) -> float | None:
+        if self._forecast is None:
+            return None
+        if trial.title not in self._ratios:
+            mine = self._forecast.time(trial.variant)
+            its = self._forecast.time(self.trials[0].variant)
+            self._ratios[trial.title] = mine.ms / its.ms if mine and its else None
+        return self._ratios[trial.title]
+
     def _mending(self, trial: Trial) -> float:
         """What part of a trial's gain its accuracy will cost: all, at ten times what is allowed."""
         score, truth = trial.accuracy.score, self.trials[0].accuracy.score
@@ -249,7 +276,7 @@ class Search:
                 and trial is not baseline
                 and trial.closeness_db > _HOPELESS_DB
                 and (
-                    trial.ratio < 1 - _FASTER
+                    self.ratio(trial) < 1 - _FASTER
                     or trial.size_bytes < baseline.size_bytes * (1 - _EQUAL_SIZE)
                 )
             ),
@@ -333,7 +360,7 @@ class Search:
         """The other one if it gains in noise or in time and loses in neither."""
         if other is None or other.failure is not None:
             return best
-        faster = best.ratio - other.ratio
+        faster = self.ratio(best) - self.ratio(other)
         closer = other.closeness_db - best.closeness_db
         grown = other.size_bytes / max(best.size_bytes, 1) - 1
         gains = faster >= _FASTER or (closer >= _CLOSER_DB and grown < _GROWTH)
@@ -350,7 +377,7 @@ class Search:
                 counts = _ENDS[at : at + _MADE_TOGETHER]
                 self._make_ahead(start, [{"spared": tuple(sorted(names[:n]))} for n in counts])
             other = self._turned(start, spared=tuple(sorted(names[:count])))
-            if other is None or other.failure or other.ratio > best.ratio + 3 * _FASTER:
+            if other is None or other.failure or self.ratio(other) > self.ratio(best) + 3 * _FASTER:
                 break
             best = self._better(best, other)
         if len(names) > 2:
@@ -361,7 +388,15 @@ class Search:
     def _finalists(self) -> tuple[Trial, ...]:
         """Those that no other beats in time, size and closeness at once, the best first."""
         able = self._best(self._trials.values())
-        return tuple(t for t in able if not any(_beats(other, t) for other in able))
+        return tuple(t for t in able if not any(self._beats(other, t) for other in able))
+
+    def _beats(self, other: Trial, trial: Trial) -> bool:
+        """At least as good in time, size and noise, and better in one, as far as can be told."""
+        faster = self.ratio(trial) - self.ratio(other)
+        smaller = 1 - other.size_bytes / max(trial.size_bytes, 1)
+        closer = other.closeness_db - trial.closeness_db
+        gains = (faster / _FASTER, smaller / _EQUAL_SIZE, closer / _CLOSER_DB)
+        return min(gains) >= -1 and max(gains) > 1
 
 
 def _closer(best: Trial, other: Trial | None) -> Trial:
@@ -369,12 +404,3 @@ def _closer(best: Trial, other: Trial | None) -> Trial:
     if other is None or other.failure is not None:
         return best
     return other if other.closeness_db - best.closeness_db >= _CLOSER_DB else best
-
-
-def _beats(other: Trial, trial: Trial) -> bool:
-    """At least as good in time, size and noise, and better in one, by what can be told apart."""
-    faster = trial.ratio - other.ratio
-    smaller = 1 - other.size_bytes / max(trial.size_bytes, 1)
-    closer = other.closeness_db - trial.closeness_db
-    gains = (faster / _FASTER, smaller / _EQUAL_SIZE, closer / _CLOSER_DB)
-    return min(gains) >= -1 and max(gains) > 1

@@ -11,6 +11,7 @@ import sys
 __all__ = ["main"]
 
 COMMANDS = {
+    "bench": "edgekit.cli.bench:bench",
     "build": "edgekit.cli.build:build",
     "demo": "edgekit.cli.demo:demo",
     "devices": "edgekit.cli.devices:devices",
@@ -30,6 +31,7 @@ COMMANDS = {
 """Command to the `module:attribute` that holds it."""
 
 HELP = {
+    "bench": "Measure how long bundles and models take.",
     "build": "Make the best bundle of a model for each profile.",
     "demo": "Watch a small fleet take releases, refuse a bad one and roll one back.",
     "devices": "Invite and list devices.",

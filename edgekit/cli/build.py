@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ __all__ = ["build"]
               "FILE each.")  # fmt: skip
 @click.option("--emulate", is_flag=True,
               help="Try each bundle on its profile's CPU before any is written.")  # fmt: skip
+@click.option("--contenders", is_flag=True,
+              help="Pack, too, what a measurement might choose (edgekit bench).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option
 def build(
@@ -59,6 +62,7 @@ def build(
     model: str | None,
     report_file: Path | None,
     emulate: bool,
+    contenders: bool,
     dry_run: bool,
     as_json: bool,
     **flags: Any,
@@ -99,7 +103,7 @@ def build(
     )
     emulator = _emulator(request) if emulate and not dry_run else None
     result = run(
-        request,
+        dataclasses.replace(request, contenders=contenders),
         progress=for_terminal(),
         gate=None if emulator is None else emulator.try_bundle,
     )
@@ -194,6 +198,7 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
                 "size_bytes": built.bundle.size_bytes,
                 "digest": built.bundle.digest,
                 "signed": built.bundle.signed,
+                "contenders": [str(packed.path) for packed in built.contenders],
                 "frontier": frontier_titles(built.report),
                 "report": built.report,
             }
@@ -213,7 +218,7 @@ def _print_plan(result: BuildResult) -> None:
 
 def _print_built(result: BuildResult, emulated: Sequence[Emulated]) -> None:
     from edgekit.build.rendering.figures import measured_text
-    from edgekit.build.rendering.table import HEADERS, frontier_line, held_out_line, table_rows
+    from edgekit.build.rendering.table import frontier_line, headers, held_out_line, table_rows
 
     for built in result.built:
         report, bundle = built.report, built.bundle
@@ -221,7 +226,7 @@ def _print_built(result: BuildResult, emulated: Sequence[Emulated]) -> None:
             f"{report.profile}: {report.chosen}, by {report.objective.value} "
             f"({measured_text(report)})"
         )
-        table(HEADERS, table_rows(report))
+        table(headers(report), table_rows(report))
         notes = (f"note: {text}" for text in report.remarks)
         for text in (held_out_line(report), frontier_line(report), *notes):
             if text:
@@ -230,5 +235,7 @@ def _print_built(result: BuildResult, emulated: Sequence[Emulated]) -> None:
             if tried.profile == report.profile:
                 click.echo(f"emulated: {tried}")
         click.echo(f"{bundle.path}  {bundle.size_bytes / 1e6:.3f} MB")
+        for packed in built.contenders:
+            click.echo(f"{packed.path}  {packed.size_bytes / 1e6:.3f} MB, to be measured beside it")
         if not bundle.signed:
             click.echo("note: the bundle is not signed, so edgekit verify refuses it: add --key.")

@@ -24,6 +24,7 @@ _METADATA: Final = re.compile(
     r"metadata/((?:[1-9][0-9]{0,9}\.(?:root|targets|snapshot)|timestamp)\.json)"
 )
 _TARGET: Final = re.compile(r"targets/([^/]+)/([^/]+)/([0-9a-f]{64})\.([^/]+)\.dsse\.json")
+_DIGEST: Final = re.compile(names.DIGEST_PATTERN)
 _BLOB: Final = re.compile(r"blobs/([0-9a-f]{64})")
 
 
@@ -63,7 +64,10 @@ class Depot:
         if match := _TARGET.fullmatch(resource):
             name, version, digest, profile = match.groups()
             try:
-                folder = Path(names.model_name(name), names.version(version))
+                if name == names.BENCH and _DIGEST.fullmatch(version):
+                    folder = Path(name, version)
+                else:
+                    folder = Path(names.model_name(name), names.version(version))
                 file = f"{digest}.{names.profile_name(profile)}.dsse.json"
             except InvalidName:
                 return None

@@ -89,7 +89,8 @@ class Link:
         self.connected = False
 
     def publish(self, message: Retained) -> None:
-        """Have a message published and retained, now or when connected again; the newest wins."""
+        """Have a message published, now or when connected again; the newest wins. It is retained,
+        unless it is an order to measure."""
         self._out[message.device, message.kind] = message.payload
         self._out_waits.set()
 
@@ -219,7 +220,9 @@ class Link:
                 topic = topics.topic(self._fleet.name, *key)
                 # an acknowledgement that is lost is made again: QoS 1 would cost half as much again
                 qos = 0 if key[1] is Kind.ACK else QOS
-                await client.publish(topic, payload, qos=qos, retain=True)
+                # an order to measure is for whoever is there now
+                retain = key[1] is not Kind.BENCH
+                await client.publish(topic, payload, qos=qos, retain=retain)
                 await asyncio.sleep(0)  # publishing at QoS 0 lets nobody else run
 
 

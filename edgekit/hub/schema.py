@@ -19,6 +19,7 @@ from sqlalchemy import (
 __all__ = [
     "METADATA",
     "assignments",
+    "benches",
     "counters",
     "devices",
     "events",
@@ -121,3 +122,15 @@ assignments = Table(
     Column("reason", Text, nullable=False),
     Column("previous", Text),
 )
+
+benches = Table(
+    "benches",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("device", Text, nullable=False),
+    Column("ordered_at", Float, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("answer", LargeBinary),
+)
+"""Measurements that operators asked devices for, and what the devices answered."""

@@ -30,6 +30,7 @@ from edgekit.release.repository import RepositoryDamaged
 from edgekit_contract import messages
 from edgekit_contract.messages import (
     Ack,
+    Benched,
     Desired,
     Event,
     EventKind,
@@ -100,6 +101,10 @@ class Service:
         self._orders = -1
         self._published = -1
         self._planned: tuple[int, int, int] | None = None
+        self._asked: set[str] = set()
+        """Measurements that devices were asked for."""
+        self._answers: dict[str, Benched] = {}
+        """Device to the newest answer that is not written yet."""
         self._renew_at = 0.0
         self._ending: set[str] = set()
         self.link = Link(
@@ -176,6 +181,10 @@ class Service:
     def _receive(self, received: Received) -> None:
         device, kind, body, retained = received
         at = self.now()
+        if kind is Kind.BENCHED:
+            self._answers[device] = messages.decode(body, Benched)
+            self._wake.set()
+            return
         message = messages.decode(body, _KINDS[kind])
         change = fold(self.state, device, message, at, retained=retained)
         if isinstance(message, Health):
@@ -239,6 +248,7 @@ class Service:
             await self.written(self.store.records.write, batch)
             self._inbox.written(batch)
         self._unwritten = None
+        await self._write_answers()
         for device, ack in acks.items():
             self.link.publish(Retained(device, Kind.ACK, messages.encode(ack)))
         if now >= self._renew_at:
@@ -264,6 +274,7 @@ class Service:
                         self.store.ledger.assignments, rollout.id
                     )
             self.conduct.take_rollouts(rollouts)
+            await self._ask()
             self._orders = orders
         published = self.repository.stamp()
         if published != self._published:
@@ -272,6 +283,22 @@ class Service:
                 self.conduct.releases = await asyncio.to_thread(self.repository.releases)
             except RepositoryDamaged as error:
                 self._say(str(error))
+
+    async def _ask(self) -> None:
+        """Pass on the orders to measure that no device has heard of from this hub."""
+        waiting = await self.written(lambda: self.store.benches.open(now=self.now()))
+        for id_, (device, body) in waiting.items():
+            if id_ not in self._asked:
+                self.link.publish(Retained(device, Kind.BENCH, body))
+        self._asked = set(waiting)
+
+    async def _write_answers(self) -> None:
+        while self._answers:
+            device = next(iter(self._answers))
+            answer = self._answers[device]
+            await self.written(self.store.benches.answer, device, answer)
+            if self._answers.get(device) is answer:
+                del self._answers[device]
 
     async def _plan(self, now: float) -> None:
         moment = (self.state.version, self._orders, self._published)

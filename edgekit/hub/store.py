@@ -1,9 +1,10 @@
-"""The hub's store: one database, and the three things that are kept in it."""
+"""The hub's store: one database, and the four things that are kept in it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from edgekit.hub.benches import Benches
 from edgekit.hub.database import Database, open_database
 from edgekit.hub.ledger import Ledger
 from edgekit.hub.records import Records
@@ -20,6 +21,7 @@ class Store:
         self.registry = Registry(database)
         self.records = Records(database)
         self.ledger = Ledger(database)
+        self.benches = Benches(database)
 
     def orders(self) -> int:
         """A number that grows when an operator or an enrolment changes something."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 from tuf.api.metadata import TargetFile, Targets
 
+from edgekit_contract import names
 from edgekit_contract.envelope import Envelope
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Manifest
 
 __all__ = [
+    "BENCHES_KEPT",
     "BundleChanged",
     "BundleTarget",
     "Release",
@@ -24,8 +27,13 @@ __all__ = [
     "UnknownRelease",
     "extend",
     "releases_in",
+    "sign_bench",
     "target_path",
 ]
+
+
+BENCHES_KEPT: Final = 32
+"""Bundles that stay signed to be measured."""
 
 
 class BundleChanged(Refused):
@@ -128,6 +136,38 @@ def extend(
     return added
 
 
+def sign_bench(targets: Targets, envelopes: Sequence[Envelope]) -> dict[str, bytes]:
+    """Add to `targets` envelopes that are only to be measured; target path to bytes of the new.
+
+    Of those before, the newest `BENCHES_KEPT` stay signed.
+    """
+    added: dict[str, bytes] = {}
+    kept = {path: t for path, t in targets.targets.items() if path.startswith(f"{names.BENCH}/")}
+    last = max((msgspec.convert(t.custom, _Custom).counter for t in kept.values()), default=0)
+    for envelope in envelopes:
+        manifest, raw = envelope.manifest, envelope.raw
+        digest = hashlib.sha256(raw).hexdigest()
+        path = f"{names.BENCH}/{digest}/{manifest.profile}.dsse.json"
+        if path in targets.targets:
+            continue
+        last += 1
+        custom = _Custom(
+            profile=manifest.profile,
+            runtime=manifest.runtime.value,
+            sizes=_sizes(manifest, raw),
+            counter=last,
+            floor=0,
+        )
+        targets.targets[path] = TargetFile(
+            len(raw), {"sha256": digest}, path, {"custom": msgspec.to_builtins(custom)}
+        )
+        added[path] = raw
+    oldest = sorted(kept, key=lambda path: msgspec.convert(kept[path].custom, _Custom).counter)
+    for path in oldest[: max(0, len(kept) + len(added) - max(BENCHES_KEPT, len(added)))]:
+        del targets.targets[path]
+    return added
+
+
 def _counters(
     releases: Sequence[Release], manifest: Manifest, floor: str | None
 ) -> tuple[int, int]:
@@ -160,6 +200,8 @@ def releases_in(targets: Targets) -> tuple[Release, ...]:
     ranks: dict[tuple[str, str], tuple[int, int]] = {}
     for path, target in targets.targets.items():
         name, version, _ = path.split("/")
+        if name == names.BENCH:
+            continue
         custom = msgspec.convert(target.custom, _Custom)
         ranks[name, version] = custom.counter, custom.floor
         bundles.setdefault((name, version), {})[custom.profile] = BundleTarget(

@@ -10,7 +10,7 @@ Source: The Update Framework specification 1.0.33, sections 4 and 6.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,8 +31,9 @@ from tuf.api.serialization import DeserializationError
 
 from edgekit.release.admission import admit, look
 from edgekit.release.keys import PrivateKey, load_key, new_key
-from edgekit.release.releases import Release, UnknownRelease, extend, releases_in
+from edgekit.release.releases import Release, UnknownRelease, extend, releases_in, sign_bench
 from edgekit.release.storage import TEMPORARY_PREFIX, locked, write_file
+from edgekit_contract.envelope import Envelope
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.trust import PublicKey
 
@@ -157,6 +158,50 @@ class Repository:
         Errors: `BundleRejected`, `BundleChanged`, `UnknownRelease`, `RepositoryDamaged`,
         `Misused`, `OSError`.
         """
+        added: list[Envelope] = []
+
+        def joined(targets: Targets, envelopes: Sequence[Envelope]) -> dict[str, bytes]:
+            added.extend(envelopes)
+            return extend(targets, envelopes, floor=floor)
+
+        targets = self._sign(bundles, joined, targets_key=targets_key, trusted=trusted, now=now)
+        touched = {(e.manifest.name, e.manifest.version) for e in added}
+        return tuple(r for r in releases_in(targets) if (r.name, r.version) in touched)
+
+    def add_bench(
+        self,
+        bundles: Sequence[Path],
+        *,
+        targets_key: PrivateKey,
+        trusted: Sequence[PublicKey] = (),
+        now: datetime,
+    ) -> tuple[str, ...]:
+        """Sign bundles to be measured on devices, under a name that no release can have.
+
+        Returns the digests of their envelopes. Errors: as `add_release`.
+        """
+        added: list[Envelope] = []
+
+        def joined(targets: Targets, envelopes: Sequence[Envelope]) -> dict[str, bytes]:
+            added.extend(envelopes)
+            return sign_bench(targets, envelopes)
+
+        self._sign(bundles, joined, targets_key=targets_key, trusted=trusted, now=now)
+        return tuple(hashlib.sha256(envelope.raw).hexdigest() for envelope in added)
+
+    def _sign(
+        self,
+        bundles: Sequence[Path],
+        join: Callable[[Targets, Sequence[Envelope]], dict[str, bytes]],
+        *,
+        targets_key: PrivateKey,
+        trusted: Sequence[PublicKey],
+        now: datetime,
+    ) -> Targets:
+        """Admit bundles, have `join` put them into the targets, and publish: all or none.
+
+        `join` gives target path to bytes of what is new. Returns the targets.
+        """
         opened = [look(path, trusted) for path in bundles]
         with locked(self.directory / "tuf" / "lock"):
             chain = self._chain()
@@ -173,7 +218,7 @@ class Repository:
                 self._clear_unfinished()
                 added = [admit(bundle, self.blobs, made=made) for bundle in opened]
                 targets = chain.targets.signed
-                new = extend(targets, added, floor=floor)
+                new = join(targets, added)
                 for name, raw in new.items():
                     self._write_target(targets.targets[name], raw, made)
                 if new:
@@ -196,8 +241,7 @@ class Repository:
                     for path in made:
                         path.unlink(missing_ok=True)
                 raise
-        touched = {(e.manifest.name, e.manifest.version) for e in added}
-        return tuple(r for r in releases_in(targets) if (r.name, r.version) in touched)
+        return targets
 
     def refresh_online(self, *, now: datetime) -> bool:
         """Sign the timestamp, and the snapshot, again where they age; whether that was needed.

@@ -87,7 +87,7 @@ def test_every_message_has_an_example() -> None:
     shown = {type(message) for message in MESSAGES.values()}
     assert shown >= {
         messages.Status, messages.Reported, messages.Desired, messages.Health,
-        messages.Event, messages.Ack, messages.Fetch,
+        messages.Event, messages.Ack, messages.Fetch, messages.Bench, messages.Benched,
     }  # fmt: skip
     fields = {
         (kind.__name__, name)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = {
     "agent_rss": (),
     "calibration": ("--short",),
+    "estimates": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
     "emulation": ("--model", "digits", "--inputs", "2"),
     "litert": ("--short",),
@@ -28,7 +29,7 @@ SHORT = {
 }
 LONG = ("build_real_models", "demo")
 """They do what test_build_real_models.py and test_demo.py do again, and have no short form."""
-NO_PROGRAMS = ("machine", "minilm", "more_models", "peers", "real_models")
+NO_PROGRAMS = ("machine", "minilm", "more_models", "peers", "published_models", "real_models")
 
 
 def test_every_benchmark_is_run_or_said_not_to_be() -> None:

@@ -19,9 +19,10 @@ import edgekit_profiles
 from edgekit.build import BuildRequest, builder
 from edgekit.build import build as build_bundles
 from edgekit.build.host import parse_cpuinfo, read_host
+from edgekit.build.report import Candidate
 from edgekit.demo.devices import small_profile
 from edgekit.release.keys import new_key
-from edgekit_contract.trust import verify_archive
+from edgekit_contract.trust import open_bundle, verify_archive
 
 MODEL = DIGITS / "digits.onnx"
 DATA = (
@@ -161,3 +162,28 @@ def test_command_answers_on_stdout_and_tells_progress_on_stderr(
     done = edgekit(str(MODEL), *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout and "..." not in done.stdout.split("DATA is", maxsplit=1)[0]
+
+
+def test_variants_that_estimates_do_not_tell_apart_are_packed_to_be_measured(
+    tmp_path: Path,
+) -> None:
+    done = edgekit(
+        str(MODEL), "--profile", "raspberry-pi-4", "--recipe", "int8-static/per-channel/*/minmax",
+        "--calibration", str(DIGITS / "calibration.npz"),
+        "--validation", str(DIGITS / "validation.npz"),
+        "--search-time", "3", "--contenders", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (built,) = json.loads(done.stdout)["bundles"]
+    report = built["report"]
+    left = {title(c) for c in report["candidates"] if c["is_open"]}
+    assert left and any("do not tell the chosen from" in text for text in report["remarks"])
+    assert [path.name for path in tmp_path.glob("*.ekb")] == ["digits-1.0.0-raspberry-pi-4.ekb"]
+    packed = [open_bundle(Path(tmp_path, path)).manifest for path in built["contenders"]]
+    assert packed
+    assert {manifest.provenance.recipe for manifest in packed} <= left
+    assert {manifest.profile for manifest in packed} == {"raspberry-pi-4"}
+
+
+def title(candidate: dict[str, Any]) -> str:
+    return msgspec.convert(candidate, Candidate).title

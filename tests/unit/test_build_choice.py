@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from edgekit.build.choice import Bounds, NothingFits, choose, settle
-from edgekit.build.report import Candidate, Latency, Outcome, Score
+from edgekit.build.report import Candidate, Estimate, Figure, Latency, Outcome, Score
 from edgekit.build.request import Objective
 
 
@@ -100,6 +103,84 @@ def test_off_the_target_latency_gives_way_to_accuracy_then_size() -> None:
     slow = candidate("slow", size=390, ratio=1.2)
     assert chosen(slow, on_target=False) == "slow"
     assert chosen(slow, candidate("b", size=400), on_target=False) == "b"
+
+
+def forecast(
+    recipe: str, low: float, high: float, *, measured: bool = False, **fields: Any
+) -> Candidate:
+    """A candidate with a time on the profile's device."""
+    ms = (low * high) ** 0.5
+    known: dict[str, Any] = {"estimate": Estimate(ms=ms, low=low, high=high)}
+    if measured:
+        known["figure"] = Figure(
+            median_ms=ms, low=low, high=high, p95_ms=high, rss_bytes=1, runs=30,
+            device="kitchen", at="2026-01-01T00:00:00Z",
+        )  # fmt: skip
+    return msgspec.structs.replace(candidate(recipe, **fields), **known)
+
+
+def judged_off_target(*candidates: Candidate, bounds: Bounds = LOOSE) -> dict[str, Candidate]:
+    judged = choose(candidates, objective=Objective.LATENCY, bounds=bounds, on_target=False)
+    return {c.recipe: c for c in judged}
+
+
+def test_estimate_counts_off_the_target_where_bars_do_not_overlap() -> None:
+    judged = judged_off_target(
+        forecast("float32", 40, 60),
+        # more accurate and smaller, but the estimate is sure of the other
+        forecast("int8", 10, 20, size=400, value=0.895),
+        forecast("weights", 40, 60, size=300),
+    )
+    assert judged["int8"].outcome is Outcome.CHOSEN
+    assert "by estimate" in judged["int8"].reason
+    assert not any(c.is_open for c in judged.values())
+    assert "slower by estimate" in judged["weights"].reason
+
+
+def test_overlapping_estimates_leave_the_choice_to_accuracy_and_are_open() -> None:
+    judged = judged_off_target(
+        forecast("float32", 40, 60),
+        forecast("int8", 30, 50, size=400, value=0.893),
+    )
+    assert judged["float32"].outcome is Outcome.CHOSEN
+    assert judged["int8"].is_open
+
+
+def test_int8_that_a_device_found_slower_loses_to_float32() -> None:
+    judged = judged_off_target(
+        forecast("float32", 40, 41, measured=True),
+        forecast("int8", 50, 52, measured=True, size=300, ratio=0.3),
+    )
+    assert judged["float32"].outcome is Outcome.CHOSEN
+    assert judged["int8"].reason == "slower than the chosen"
+    assert not judged["int8"].is_open
+
+
+def test_figures_of_a_device_replace_estimates_and_close_the_question() -> None:
+    judged = judged_off_target(
+        forecast("float32", 40, 41, measured=True),
+        forecast("int8", 30, 31, measured=True, size=2000),
+    )
+    assert judged["int8"].outcome is Outcome.CHOSEN
+    assert "measured on a device" in judged["int8"].reason
+    assert not judged["float32"].is_open
+
+
+def test_same_arithmetic_is_no_open_question() -> None:
+    judged = judged_off_target(forecast("float32", 40, 60), forecast("half", 40, 60, size=500))
+    assert judged["half"].outcome is Outcome.CHOSEN
+    assert not judged["float32"].is_open
+
+
+def test_max_ms_holds_for_what_a_device_measured_and_not_for_estimates() -> None:
+    bounds = Bounds(max_drop=0.01, max_ms=35)
+    judged = judged_off_target(
+        forecast("float32", 40, 41, measured=True), forecast("int8", 30, 31, measured=True),
+        bounds=bounds,
+    )  # fmt: skip
+    assert judged["float32"].reason == "40.497 ms on kitchen, 35 are allowed"
+    judged = judged_off_target(forecast("float32", 40, 60), bounds=bounds)
+    assert judged["float32"].outcome is Outcome.CHOSEN
 
 
 def test_most_accurate_wins_by_accuracy() -> None:

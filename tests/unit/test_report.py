@@ -25,11 +25,12 @@ from reports import (
 )
 
 from edgekit.build.rendering import Format, Subject, open_subject, render
+from edgekit.build.rendering.figures import rounded
 from edgekit.build.rendering.frontier import frontier, survey
 from edgekit.build.rendering.plot import linear_axis, log_axis, pareto_plot
 from edgekit.build.rendering.rows import Standing, rows_of
-from edgekit.build.rendering.table import frontier_line, table_rows
-from edgekit.build.report import ErrorSample, NodeSensitivity, Outcome, Report
+from edgekit.build.rendering.table import frontier_line, headers, table_rows
+from edgekit.build.report import ErrorSample, Estimate, Figure, NodeSensitivity, Outcome, Report
 from edgekit_contract import limits
 from edgekit_contract.errors import Misused, Refused
 from edgekit_converters.recipes.tuning import Tuning
@@ -395,3 +396,55 @@ def test_pages_are_made_of_any_figures(
     )
     tree(report)
     assert render(subject(report), Format.MD)
+
+
+def report_of_another_machine() -> Report:
+    guess = Estimate(ms=41.0, low=28.0, high=60.0)
+    figure = Figure(
+        median_ms=37.25, low=37.0, high=37.5, p95_ms=40.0, rss_bytes=1 << 26, runs=90,
+        device="kitchen", at="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    first, second, *others = full_report().candidates
+    return full_report(
+        candidates=(
+            msgspec.structs.replace(first, estimate=guess),
+            msgspec.structs.replace(second, estimate=guess, figure=figure),
+            *others,
+        )
+    )
+
+
+def test_estimates_are_called_so_and_stand_beside_what_a_device_measured() -> None:
+    report = report_of_another_machine()
+    shown = {
+        "table": "\n".join(" ".join(row) for row in (headers(report), *table_rows(report))),
+        "markdown": render(subject(report), Format.MD),
+    }
+    for text in shown.values():
+        assert "raspberry-pi-4 ms" in text
+        assert "37.2 [37.0, 37.5] measured, about 41 [28, 60]".replace("[", "") in text.replace(
+            "\\", ""
+        ).replace("[", "")
+    page = "".join(tree(report).itertext())
+    assert "about 41" in page and "28 to 60" in page
+    assert "measured, 37.0 to 37.5" in page and "estimated 41" in page
+
+
+def test_report_of_this_machine_has_no_column_for_another() -> None:
+    assert "raspberry-pi-4 ms" not in headers(full_report())
+    assert "raspberry-pi-4 ms" not in render(subject(full_report()), Format.HTML)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (1234.0, 2, "1200"),
+        (144.4, 3, "144"),
+        (9.96, 2, "10.0"),
+        (0.0388, 2, "0.039"),
+        (41.25, 3, "41.2"),
+        (0.0, 2, "0"),
+    ],
+)
+def test_rounded_figures_have_no_exponent(value: float, digits: int, text: str) -> None:
+    assert rounded(value, digits) == text

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
-from edgekit.build.report import Latency, Report, Score
+from edgekit.build.report import Estimate, Figure, Latency, Report, Score
 
 __all__ = [
     "aim_text",
     "bytes_text",
     "db_text",
+    "device_text",
     "greatest_first",
+    "has_device_times",
     "mb_text",
     "measured_text",
     "ms_text",
     "ratio_text",
+    "rounded",
     "score_text",
     "shape_text",
 ]
@@ -41,6 +45,28 @@ def ratio_text(latency: Latency | None) -> str:
 
 def ms_text(latency: Latency | None) -> str:
     return f"{latency.median_ms:.3f}" if latency is not None else ""
+
+
+def rounded(value: float, digits: int = 2) -> str:
+    """To so many significant digits, and never with an exponent."""
+    places = digits - 1 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{round(value, places):.{max(0, places)}f}"
+
+
+def device_text(guess: Estimate | None, figure: Figure | None) -> str:
+    """On the profile's device: `about` where it is an estimate, beside what a device measured."""
+    parts = []
+    if figure is not None:
+        low, high = rounded(figure.low, 3), rounded(figure.high, 3)
+        parts.append(f"{rounded(figure.median_ms, 3)} [{low}, {high}] measured")
+    if guess is not None:
+        parts.append(f"about {rounded(guess.ms)} [{rounded(guess.low)}, {rounded(guess.high)}]")
+    return ", ".join(parts)
+
+
+def has_device_times(report: Report) -> bool:
+    """Whether anything is known of times on the profile's device, which is not this machine."""
+    return any(c.estimate is not None or c.figure is not None for c in report.candidates)
 
 
 def mb_text(size_bytes: int | None) -> str:

@@ -55,6 +55,7 @@ def html_page(subject: Subject) -> str:
         noise=linear_axis([node.noise_db for node in sensitivity]) if sensitivity else None,
         first_nodes=_FIRST_NODES,
         figures=figures,
+        on_device=figures.has_device_times(report),
         style=style,
         script=script,
         style_hash=_hash(style),

@@ -65,8 +65,10 @@ def _head(subject: Subject, rows: Sequence[Row]) -> Iterator[str]:
 def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
     yield "## Candidates"
     yield ""
+    on_device = figures.has_device_times(report)
+    device = (_text(f"{report.profile} ms"),) if on_device else ()
     yield from _table(
-        ("#", "recipe", _text(report.metric), "MB", "ms", "to float32", "dB", "outcome"),
+        ("#", "recipe", _text(report.metric), "MB", "ms", "to float32", *device, "dB", "outcome"),
         (
             (
                 str(row.number),
@@ -75,12 +77,13 @@ def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
                 figures.mb_text(row.candidate.size_bytes),
                 figures.ms_text(row.candidate.latency),
                 figures.ratio_text(row.candidate.latency),
+                *((_device_time(row),) if on_device else ()),
                 figures.db_text(row.candidate.closeness_db),
                 _outcome(row),
             )
             for row in rows
         ),
-        figures_at=(0, 2, 3, 4, 5, 6),
+        figures_at=(0, 2, 3, 4, 5, 6, 7) if on_device else (0, 2, 3, 4, 5, 6),
     )
     if any(is_screened(report, row.candidate) for row in rows):
         yield ""
@@ -94,6 +97,10 @@ def _candidates(report: Report, rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         for reason, recipes in skipped.items():
             yield f"- {_text(reason)}: {', '.join(map(_code, recipes))}"
+
+
+def _device_time(row: Row) -> str:
+    return _text(figures.device_text(row.candidate.estimate, row.candidate.figure))
 
 
 def _outcome(row: Row) -> str:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgekit.build.rendering.figures import mb_text, ms_text, ratio_text, score_text
+from edgekit.build.rendering.figures import (
+    device_text,
+    has_device_times,
+    mb_text,
+    ms_text,
+    ratio_text,
+    score_text,
+)
 from edgekit.build.rendering.frontier import frontier, survey
 from edgekit.build.report import Candidate, Outcome, Report
 
 __all__ = [
-    "HEADERS",
     "frontier_line",
     "frontier_titles",
+    "headers",
     "held_out_line",
     "is_screened",
     "marked_score",
@@ -20,11 +27,20 @@ __all__ = [
 
 SCREENED: Final = " ~"
 """Behind a figure that is of a few samples only."""
-HEADERS: Final = ("recipe", "metric", "MB", "ms", "to float32", "outcome")
+
+
+def headers(report: Report) -> tuple[str, ...]:
+    """Of `table_rows`; where something is known of the profile's device, with a column for it."""
+    if not has_device_times(report):
+        return ("recipe", "metric", "MB", "ms", "to float32", "outcome")
+    return (
+        "recipe", "metric", "MB", "HOST ms", "to float32", f"{report.profile} ms", "outcome"
+    )  # fmt: skip
 
 
 def table_rows(report: Report) -> list[list[str]]:
     """What was tried, in the report's order."""
+    on_device = has_device_times(report)
     return [
         [
             candidate.title,
@@ -32,6 +48,7 @@ def table_rows(report: Report) -> list[list[str]]:
             mb_text(candidate.size_bytes),
             ms_text(candidate.latency),
             ratio_text(candidate.latency),
+            *([device_text(candidate.estimate, candidate.figure)] if on_device else []),
             candidate.outcome.value + (f": {candidate.reason}" if candidate.reason else ""),
         ]
         for candidate in report.candidates
