@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_requests import INT8, request
+from build_requests import INT8, host_profile, request
 from small_models import write_data, write_small
 
 from edgekit.build import build
@@ -109,6 +109,7 @@ def test_what_is_held_out_calibrates_nothing_or_it_is_said(tmp_path: Path, copie
         request(
             write_small("several_outputs", tmp_path),
             tmp_path / "out",
+            profiles=(host_profile(),),
             recipes=(f"int8-static/per-channel/{INT8}/minmax",),
             calibration=str(calibration),
             validation=str(validation),
@@ -150,6 +151,7 @@ def test_build_that_had_no_time_to_calibrate_on_all_says_so(tmp_path: Path) -> N
         request(
             write_small("several_outputs", tmp_path),
             tmp_path / "out",
+            profiles=(host_profile(),),
             recipes=(f"int8-static/per-channel/{INT8}/minmax",),
             calibration=str(data),
             search_time_s=0.2,
