@@ -1,8 +1,10 @@
 """What a build must make of a broken model, and a program that builds the whole corpus (`mutants`).
 
-The program (`scripts/fuzz`) uses the real command, in children of its own, and prints how each kind
-ended. Invariant of a build that `trouble` checks: it ends within 60 s with exit code 0 or 1, says
-one sentence where it refuses, and writes nothing but bundles into the output directory.
+The program (`scripts/fuzz`) uses the real command, in children of its own, every other time with
+data and int8 recipes, and prints how each kind ended. Invariant of a build that `trouble` checks:
+it ends within 60 s with exit code 0 or 1, says one sentence where it refuses, and writes nothing
+but bundles into the output directory: not beside the model, where it was started or into $HOME;
+and no scratch file stays.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from mutants import Mutant, mutants
+from onnx import TensorProto
+from small_models import SMALL_MODELS
 
 __all__ = ["Sandbox"]
 
@@ -30,20 +35,28 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A directory for one build: what is in it afterwards tells what the build wrote."""
+    """A directory for one build: what is in it afterwards tells what the build wrote.
+
+    `home` and `cwd` are the command's $HOME and working directory, `tmp` its $TMPDIR.
+    """
 
     root: Path
     dry_run: bool = False
+    int8: bool = False
+    """With data, and recipes that calibrate and quantize."""
 
     def put(self, mutant: Mutant) -> None:
         (self.root / "source").mkdir()
-        (self.root / "tmp").mkdir()
+        for name in _EMPTY:
+            (self.root / name).mkdir()
         (self.root / "outside.bin").write_bytes(struct.pack("<1024f", *range(1024)))
         (self.root / "source" / "link.bin").symlink_to("../outside.bin")
         os.mkfifo(self.root / "source" / "pipe")
         self.model.write_bytes(mutant.model)
         if mutant.data:
             (self.root / "source" / "weights.bin").write_bytes(mutant.data)
+        if self.int8:
+            np.savez(self.root / "data.npz", **_data(mutant.base))
 
     @property
     def model(self) -> Path:
@@ -52,9 +65,17 @@ class Sandbox:
     @property
     def words(self) -> tuple[str, ...]:
         """What follows `edgekit`."""
+        recipes: tuple[str, ...] = ("--recipe", "float32-optimized")
+        if self.int8:
+            recipes = (
+                "--recipe", "int8-dynamic/per-channel*",
+                "--recipe", "int8-static/per-channel/u8s8*/minmax",
+                "--calibration", str(self.root / "data.npz"),
+            )  # fmt: skip
         return (
             "build", str(self.model), "--profile", "demo-small", "--name", "m", "--version", "1.0",
-            "--recipe", "float32-optimized", "--search-time", "1", "-o", str(self.root / "out"),
+            *recipes,
+            "--search-time", "1", "-o", str(self.root / "out"),
             *(("--dry-run",) if self.dry_run else ()),
         )  # fmt: skip
 
@@ -73,9 +94,9 @@ class Sandbox:
             "bundle of a refused model": code == 1 and bool(written),
             "wrote other files": code == 0
             and written != ([] if self.dry_run else ["m-1.0-demo-small.ekb"]),
-            "left scratch files": any((self.root / "tmp").iterdir()),
+            **{f"left files in {n}": any((self.root / n).iterdir()) for n in _EMPTY},
             "wrote outside": {p.name for p in self.root.iterdir()}
-            - {"source", "tmp", "outside.bin", "out", "said"}
+            - {"source", "outside.bin", "out", "said", "data.npz", *_EMPTY}
             != set(),
             "wrote beside the model": {p.name for p in (self.root / "source").iterdir()}
             != {"link.bin", "pipe", *kept},
@@ -84,6 +105,29 @@ class Sandbox:
             ),
         }
         return next((what for what, is_so in found.items() if is_so), None)
+
+
+def _data(base: str) -> dict[str, np.ndarray]:
+    """Rows for the inputs of the small model before it was broken."""
+    graph = SMALL_MODELS[_WHOLE.get(base, base)]().graph
+    random = np.random.default_rng(0)
+    held = {tensor.name for tensor in graph.initializer}
+    found = {}
+    for value in graph.input:
+        if value.name in held:
+            continue
+        tensor = value.type.tensor_type
+        dims = [d.dim_value or d.dim_param for d in tensor.shape.dim]
+        shape = [_OPEN if isinstance(d, str) else d for d in dims[isinstance(dims[0], str) :]]
+        rows = random.integers(0, 9, (_ROWS, *shape))
+        found[value.name] = rows if tensor.elem_type == TensorProto.INT64 else np.float32(rows)
+    return found
+
+
+_EMPTY = ("tmp", "home", "cwd")
+"""Directories that must be as empty afterwards as before."""
+_WHOLE = {"external": "several_outputs"}
+_ROWS, _OPEN = 12, 8
 
 
 # As a program
@@ -102,6 +146,8 @@ def _run(sandbox: Sandbox) -> tuple[int, str, float]:
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             os.environ["TMPDIR"] = tempfile.tempdir = str(sandbox.root / "tmp")
+            os.environ["HOME"] = str(sandbox.root / "home")
+            os.chdir(sandbox.root / "cwd")
             sys.argv = ["edgekit", *sandbox.words]
             from edgekit.cli import main
 
@@ -141,7 +187,7 @@ def _main() -> int:
         if index < asked.first:
             continue
         with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as directory:
-            sandbox = Sandbox(Path(directory))
+            sandbox = Sandbox(Path(directory), int8=index % 2 == 1)
             sandbox.put(mutant)
             code, said, seconds = _run(sandbox)
             trouble = sandbox.trouble(mutant, code, said, seconds)

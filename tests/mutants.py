@@ -30,6 +30,8 @@ class Mutant:
     model: bytes
     data: bytes = b""
     """Of the file `weights.bin` beside it; empty: there is none."""
+    base: str = ""
+    """The small model that it was made from."""
 
 
 # Bytes
@@ -392,7 +394,7 @@ def mutants(count: int) -> Iterator[Mutant]:
                 with contextlib.suppress(IndexError, ValueError, TypeError, StopIteration):
                     _FIELD_EDITS[kind](proto, chance)
             model = proto.SerializeToString()
-        yield Mutant(f"{index} {kind} of {name}", kind, model, data)
+        yield Mutant(f"{index} {kind} of {name}", kind, model, data, name)
 
 
 def _bases() -> dict[str, tuple[bytes, bytes]]:
