@@ -67,9 +67,10 @@ def run_checks() -> tuple[Check, ...]:
 
 
 def _checks() -> Mapping[str, Callable[[Path], str]]:
-    from edgekit_runtime.session import installed_runtimes
+    from edgekit_runtime.plugins import plugin_kinds
+    from edgekit_runtime.session import own_runtimes
 
-    runtimes = installed_runtimes()
+    runtimes, plugins = own_runtimes(), plugin_kinds()
     checks: dict[str, Callable[[Path], str]] = {
         "imports": _imports,
         "storage": _storage,
@@ -79,7 +80,9 @@ def _checks() -> Mapping[str, Callable[[Path], str]]:
     }
     for kind, version in runtimes.items():
         checks[kind.value] = partial(_runtime, kind, version)
-    if runtimes.keys() <= {RuntimeKind.NULL}:
+    for kind in plugins:
+        checks[kind.value] = partial(_plugin, kind)
+    if not plugins and runtimes.keys() <= {RuntimeKind.NULL}:
         checks["runtimes"] = _no_runtime
     return checks
 
@@ -313,6 +316,14 @@ def _runtime(kind: RuntimeKind, version: str, directory: Path) -> str:
     session.close()
     _require(got == list(specimen.answer), f"{got} is not {list(specimen.answer)}.")
     return f"version {version} runs a model"
+
+
+def _plugin(kind: RuntimeKind, _: Path) -> str:
+    from edgekit_runtime.plugins import find_plugin
+
+    version = find_plugin(kind).version()
+    _require(version is not None, f"the plug-in {kind.value} says that it runs no models here.")
+    return f"version {version}; there is no model to try it with"
 
 
 def _no_runtime(_: Path) -> str:

@@ -18,7 +18,15 @@ from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_runtime.session import RuntimeMissing, Session, SessionOptions
 
-__all__ = ["GROUP", "Plugin", "PluginBroken", "find_plugin", "plugin_for_file", "plugin_versions"]
+__all__ = [
+    "GROUP",
+    "Plugin",
+    "PluginBroken",
+    "find_plugin",
+    "plugin_for_file",
+    "plugin_kinds",
+    "plugin_versions",
+]
 
 GROUP: Final = "edgekit.runtimes"
 _MAX_VERSION_CHARS: Final = 32
@@ -68,11 +76,15 @@ def find_plugin(kind: RuntimeKind) -> Plugin:
     return plugin
 
 
+def plugin_kinds() -> tuple[RuntimeKind, ...]:
+    """The plug-ins that are installed, whether or not they work; nothing is imported."""
+    return tuple(dict.fromkeys(RuntimeKind(name) for name, _ in _entries()))
+
+
 def plugin_versions() -> dict[RuntimeKind, str]:
     """The plug-ins that can run models here, and the versions of what they run them with."""
     found = {}
-    for name in dict.fromkeys(name for name, _ in _entries()):
-        kind = RuntimeKind(name)
+    for kind in plugin_kinds():
         try:
             version = find_plugin(kind).version()
         except (Exception, SystemExit):  # said when it is asked for, by `find_plugin`
@@ -88,13 +100,13 @@ def plugin_for_file(path: Path) -> RuntimeKind | None:
     Errors: `PluginBroken` where several claim it.
     """
     claims = []
-    for name in dict.fromkeys(name for name, _ in _entries()):
+    for kind in plugin_kinds():
         try:
-            suffixes = tuple(find_plugin(RuntimeKind(name)).suffixes)
+            suffixes = tuple(find_plugin(kind).suffixes)
         except (Refused, TypeError):
             continue
         if path.suffix and path.suffix.lower() in suffixes:
-            claims.append(RuntimeKind(name))
+            claims.append(kind)
     if len(claims) > 1:
         names = " and ".join(kind.value for kind in claims)
         raise PluginBroken(names, f"each takes {path.suffix} for its own; say --runtime NAME")

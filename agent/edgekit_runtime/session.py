@@ -38,6 +38,7 @@ __all__ = [
     "installed_runtimes",
     "open_session",
     "options_for",
+    "own_runtimes",
 ]
 
 Tensors = Mapping[str, np.ndarray]
@@ -163,9 +164,13 @@ def installed_runtimes() -> dict[RuntimeKind, str]:
     a plug-in that cannot tell its version is not there."""
     from edgekit_runtime.plugins import plugin_versions
 
+    return own_runtimes() | plugin_versions()
+
+
+def own_runtimes() -> dict[RuntimeKind, str]:
+    """`installed_runtimes` without plug-ins: nothing of others is imported."""
     found = {kind: _backend(kind).version() for kind in _BACKENDS}
-    own = {kind: version for kind, version in found.items() if version is not None}
-    return own | plugin_versions()
+    return {kind: version for kind, version in found.items() if version is not None}
 
 
 def installed_version(*distributions: str) -> str | None:

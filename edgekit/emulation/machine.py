@@ -9,6 +9,7 @@ an absolute path, so no mount and no root is needed (QEMU, linux-user/syscall.c,
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,8 @@ class Ended:
     last_words: str
     """Its last line on stderr."""
     seconds: float
+    cpu_s: float
+    """Processor time of it and its children."""
 
 
 class Machine:
@@ -123,6 +126,7 @@ class Machine:
             out=told["out"].encode(),
             last_words=told["last_words"],
             seconds=told["seconds"],
+            cpu_s=told["cpu_s"],
         )
 
     def _lay_out(self, prefix: Path) -> None:
@@ -145,6 +149,7 @@ def in_child(command: list[str], python_path: str) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, check=False
         )
     seconds = time.monotonic() - began
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     with Path("out").open("rb") as out:
         said = out.read(_MOST_OUTPUT_BYTES).decode(errors="replace")
     with Path("err").open("rb") as err:
@@ -152,4 +157,10 @@ def in_child(command: list[str], python_path: str) -> dict[str, Any]:
         lines = err.read().decode(errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     print(*lines, sep="\n", file=sys.stderr)
-    return {"code": done.returncode, "out": said, "last_words": last[:300], "seconds": seconds}
+    return {
+        "code": done.returncode,
+        "out": said,
+        "last_words": last[:300],
+        "seconds": seconds,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+    }

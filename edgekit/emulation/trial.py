@@ -44,7 +44,8 @@ __all__ = [
 
 _TIMEOUT_S: Final = 600.0
 """Emulation takes some twenty times as long as the machine that emulates."""
-_SECONDS_PER_MIB: Final = 2.0
+_SECONDS_PER_MIB: Final = 20.0
+"""Of the bundle: a larger one computes more."""
 _MOST_RSS_BYTES: Final = 3 * limits.GIB
 """And a dozen times the bundle. The warm-up watches it and says so."""
 _BACKSTOP: Final = 2
@@ -76,6 +77,8 @@ class Emulated:
     """Golden vectors that were reproduced."""
     seconds: float
     """Of emulation, from start to end. Says nothing of the device's speed."""
+    cpu_s: float
+    """Processor time of the same."""
 
     def __str__(self) -> str:
         return f"{self.vectors} golden vectors reproduced in {self.runtime} on a {self.core}"
@@ -165,6 +168,7 @@ def _emulate(
         runtime=runtime,
         vectors=manifest.golden.count,
         seconds=ended.seconds,
+        cpu_s=ended.cpu_s,
     )
 
 

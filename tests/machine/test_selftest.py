@@ -110,3 +110,19 @@ def test_device_without_a_runtime_fails() -> None:
         check=True,
     )
     assert "no runtime is installed: pip install 'edgekit[agent,onnx]'" in done.stdout
+
+
+def test_broken_plug_in_is_a_check_of_its_own_and_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "broken-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[edgekit.runtimes]\nacme = broken_plugin\n")
+    (tmp_path / "broken_plugin.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run("--json")
+    assert done.returncode == 1
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["acme"]["detail"] == "it crashed (SIGKILL)."
+    assert [name for name, check in checks.items() if not check["passed"]] == ["acme"]
