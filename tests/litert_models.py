@@ -21,6 +21,33 @@ open(out, "wb").write(bytes(work.quantize(ranges).quantized_model))
 """
 
 
+_HALVES = """
+import sys
+from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+model, out = sys.argv[1:]
+work = quantizer.Quantizer(model)
+work.update_quantization_recipe(
+    ".*",
+    qtyping.TFLOperationName.ALL_SUPPORTED,
+    qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+        ),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    ),
+    algorithm_manager.AlgorithmName.FLOAT_CASTING,
+)
+open(out, "wb").write(bytes(work.quantize().quantized_model))
+"""
+
+
+def halves(python: Path, model: Path, out: Path) -> Path:
+    """A float model with its weights in float16."""
+    subprocess.run([python, "-I", "-c", _HALVES, model, out], check=True, capture_output=True)
+    return out
+
+
 def whole_int8(python: Path, model: Path, data: Path, out: Path) -> Path:
     """A float model with images in, quantized with its inputs and outputs."""
     subprocess.run(
@@ -75,6 +102,27 @@ def stateful_file(columns: int) -> bytes:
         _operator(s, number["ASSIGN_VARIABLE"], ([0, 1], []), "AssignVariableOptions"),
     ]
     model.subgraphs = [main, first]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def foreign_file(operator: str) -> bytes:
+    """`y = OPERATOR(x)`, an operator that is not built in."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as s
+
+    model, main = s.ModelT(), s.SubGraphT()
+    model.version, model.buffers = 3, [_buffer(s, b"")]
+    code = _code(s, "CUSTOM")
+    code.customCode = operator
+    model.operatorCodes = [code]
+    main.tensors = [_tensor(s, "x", [1, 4]), _tensor(s, "y", [1, 4])]
+    main.inputs, main.outputs = [0], [1]
+    foreign = s.OperatorT()
+    foreign.opcodeIndex, foreign.inputs, foreign.outputs = 0, [0], [1]
+    main.operators = [foreign]
+    model.subgraphs = [main]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

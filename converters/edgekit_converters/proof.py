@@ -47,6 +47,7 @@ _UNSUPPORTED: Final = re.compile(
     r"|implementation for (\w+)\("
     r"|custom op \"?(\w+)"
     r"|Encountered unresolved custom op: (\w+)"
+    r"|Node number \d+ \((Flex\w+)\)"
 )
 """How the runtimes say that they lack an operator."""
 _INTERNAL: Final = re.compile(

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from build_requests import DIGITS, host_profile, request
-from litert_models import stateful_file, whole_int8
+from litert_models import halves, stateful_file, whole_int8
 from onnx import TensorProto, helper
 from parts import need_package
 from tools import need_environment
@@ -211,6 +211,31 @@ def test_litert_model_of_narrow_weights_or_inputs_is_packed_as_it_is(
     assert report.chosen == "float32" and bundle.manifest.inputs[0].dtype == "int8"
     assert "no float32 weights" in candidates(made.built[0])["litert/int8-dynamic"].reason
     assert reproduces(bundle, tmp_path)
+
+
+def test_litert_model_with_float16_weights_is_searched_as_well(
+    converted: bytes, tmp_path: Path, key: PrivateKey
+) -> None:
+    python = environments.find(environments.LITERT)
+    assert python is not None
+    plain, model = tmp_path / "plain.tflite", tmp_path / "halves.tflite"
+    plain.write_bytes(converted)
+    halves(python, plain, model)
+    made = build(
+        request(
+            model,
+            tmp_path / "out",
+            profiles=(profile("lite", RuntimeKind.LITERT),),
+            recipes=("litert/int8-weights",),
+            objective=Objective.SIZE,
+            max_drop=0.05,
+            key=key,
+        )
+    )
+    found = candidates(made.built[0])["litert/int8-weights"]
+    assert found.outcome is Outcome.CHOSEN, found.reason
+    assert (found.size_bytes or 0) < 0.75 * model.stat().st_size
+    assert "float16" not in made.built[0].report.sizes
 
 
 def test_litert_model_with_state_is_quantized_and_reproduces_its_golden_vectors(

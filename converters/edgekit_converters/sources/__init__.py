@@ -90,7 +90,7 @@ def open_source(
     bounds = isolation.limits_for(size)
     try:
         if kind is RuntimeKind.LITERT:
-            path, data, remarks = origin, [], ()
+            path, data, remarks = origin.resolve(), [], ()
             words = {"path": str(origin.resolve()), "kind": kind.value, "name": origin.name}
             signature = run(step, "edgekit_converters.proof:load", words, bounds)
         else:

@@ -34,7 +34,7 @@ def quantize(
     """
     from ai_edge_quantizer import algorithm_manager, quantizer
 
-    float_model = _widened(model, home)
+    float_model = _prepared(model, home)
     work = quantizer.Quantizer(float_model)
     _SCHEMES[scheme["kind"]](work, scheme, ".*")
     never = algorithm_manager.AlgorithmName.NO_QUANTIZE
@@ -62,7 +62,7 @@ def rank(
     from ai_edge_quantizer import quantizer
 
     ends = time.monotonic() + most_s
-    float_model = _widened(model, home)
+    float_model = _prepared(model, home)
     feeds = list(islice(iter(_feeds(float_model, Path(samples))), _RANKED))
     truth = _outputs(Path(float_model).read_bytes(), feeds)
     work = quantizer.Quantizer(float_model)
@@ -137,8 +137,9 @@ def _noise(got: list[list[Any]], truth: list[list[Any]]) -> float:
     return worst
 
 
-def _widened(model: str, home: str) -> str:
-    """The model with constants of float16 in float32: the quantizer takes no others."""
+def _prepared(model: str, home: str) -> str:
+    """The model as the quantizer takes it: constants of float16 in float32, and the numbers of
+    operators where the schema has them since 2020, not only where it had them before."""
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -149,6 +150,10 @@ def _widened(model: str, home: str) -> str:
         for code in found.operatorCodes
     ]
     changed = False
+    for code in found.operatorCodes:
+        changed |= code.builtinCode < code.deprecatedBuiltinCode
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    replaced = set()
     for graph in found.subgraphs:
         kept = []
         for operator in graph.operators:
@@ -164,11 +169,21 @@ def _widened(model: str, home: str) -> str:
             wide = np.frombuffer(bytes(data), np.float16).astype(np.float32)
             buffer.data = np.frombuffer(wide.tobytes(), np.uint8)
             found.buffers.append(buffer)
+            replaced.add(source.buffer)
             graph.tensors[operator.outputs[0]].buffer = len(found.buffers) - 1
             changed = True
         graph.operators = kept
     if not changed:
         return model
+    read = {
+        graph.tensors[index].buffer
+        for graph in found.subgraphs
+        for operator in graph.operators
+        for index in operator.inputs
+        if index >= 0
+    }
+    for index in replaced - read:
+        found.buffers[index].data = None
     path = Path(home) / "wide.tflite"
     flatbuffer_utils.write_model(found, str(path))
     return str(path)
