@@ -116,11 +116,12 @@ def open_with(
     for name in left:
         if name not in registered:
             lost[name] = why_not_loaded(name, libraries) or "onnxruntime did not register it."
-    busy = _assigned(session)
-    for name in registered:
-        if busy is not None and name != CPU and name in left and name not in busy:
+        elif (busy := _assigned(session)) is not None and name not in busy:
             lost[name] = "it takes none of this model's operators."
-    return Opened(session, [name for name in registered if name not in lost], lost)
+    if any(name in lost for name in left):
+        # what idles holds memory, and XNNPACK the threads that the CPU's provider could have
+        session = try_with([*(name for name in left if name not in lost), CPU])
+    return Opened(session, session.get_providers(), lost)
 
 
 def _failure(try_with: Callable[[Sequence[str]], Any], names: Sequence[str]) -> Exception | None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,12 @@ def test_a_provider_that_is_registered_and_takes_no_operator_is_not_in_use(tmp_p
     assert execution.reason == ("AzureExecutionProvider: it takes none of this model's operators.")
 
 
+def test_a_provider_that_idles_takes_no_threads_from_the_cpu_s(tmp_path: Path) -> None:
+    session: Any = onnx_session(tmp_path, "AzureExecutionProvider", threads=2)
+    assert session._session.get_providers() == [CPU]
+    assert session._session.get_session_options().intra_op_num_threads == 2
+
+
 def test_a_provider_that_fails_is_left_out_and_the_next_is_tried(tmp_path: Path) -> None:
     """What onnxruntime does with a provider that raises; this wheel has none that would."""
     import onnxruntime
@@ -80,7 +87,8 @@ def test_a_provider_that_fails_is_left_out_and_the_next_is_tried(tmp_path: Path)
     path.write_bytes(onnx_bundle().files["files/model.onnx"])
     options = SessionOptions(providers=("TensorrtExecutionProvider", "QNNExecutionProvider"))
     opened = providers.open_with(Picky, str(path), lambda wanted: None, options)
-    assert tried[-1] == ("TensorrtExecutionProvider", CPU)
+    assert ("TensorrtExecutionProvider", CPU) in tried
+    assert tried[-1] == (CPU,), "the other one was not registered"
     assert opened.used == (CPU,)
     assert "not set up" in opened.lost["QNNExecutionProvider"]
     # the loader's own words: this wheel has no such library
