@@ -12,7 +12,7 @@ from typing import Final
 
 __all__ = ["git_commit", "tool_versions"]
 
-_TOOLS: Final = ("edgekit", "numpy", "onnx", "onnxruntime", "onnxslim", "ai-edge-litert")
+_TOOLS: Final = ("edgekit", "numpy", "onnx", "onnxruntime", "ai-edge-litert")
 _MAKERS: Final = ("onnx2tf", "ai-edge-quantizer", "tensorflow-cpu")
 """What makes a variant in an environment of its own."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}\Z")

@@ -35,6 +35,6 @@ def sizes(names: set[str]) -> Iterator[int]:
 
 def test_host_install_is_small_and_has_no_training_framework() -> None:
     names = closure("edgekit", frozenset({"host"}), set())
-    assert {"onnx", "onnxruntime", "onnxslim", "sqlalchemy"} <= names
+    assert {"onnx", "onnxruntime", "sqlalchemy"} <= names
     assert not names & {"torch", "tensorflow", "jax", "transformers", "ai-edge-litert"}
     assert sum(sizes(names)) < MOST_BYTES

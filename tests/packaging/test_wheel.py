@@ -24,7 +24,7 @@ PACKAGES = {
     "edgekit_runtime",
 }
 HOST_ONLY = (
-    "click rich onnx onnxslim PIL aiomqtt sqlalchemy fastapi starlette pydantic uvicorn jinja2 "
+    "click rich onnx PIL aiomqtt sqlalchemy fastapi starlette pydantic uvicorn jinja2 "
     "websockets torch tensorflow edgekit_converters edgekit_profiles edgekit.build edgekit.hub"
 ).split()
 

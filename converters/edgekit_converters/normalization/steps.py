@@ -1,4 +1,5 @@
-"""Normalize an ONNX model: constants to initializers, opset raised, graph simplified.
+"""Normalize an ONNX model: constants to initializers, opset raised, graph simplified (by
+onnxruntime's basic optimizations, which keep to ONNX's operators) and fused.
 
 Invariant: a rewritten model is kept only if it loads, reproduces the original's outputs on every
 trial and did not grow; a step that crashes, hangs or changes a number leaves the model of the step
@@ -33,8 +34,6 @@ _FOLDED_BYTES: Final = 64 * limits.KIB
 """Where folding constants made a model larger, only ones up to here are folded."""
 _MAX_GROWTH: Final = 0.01
 """Of the file; besides a constant of `_FOLDED_BYTES`."""
-_MAX_ROUNDS: Final = 4
-"""What is inlined may be simplified, and what is simplified may decide another If."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,36 +125,29 @@ def _raise_opset(source: Path, out: Path) -> None:
     onnx.save_model(model, out)
 
 
-def _slim(source: Path, out: Path) -> None:
-    _finish(_slimmed(_load(source)), out)
-
-
-def _slim_little(source: Path, out: Path) -> None:
-    _finish(_slimmed(_load(source), size_threshold=_FOLDED_BYTES), out)
-
-
-def _slimmed(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    import onnxslim
-
-    for _ in range(_MAX_ROUNDS):
-        model = onnxslim.slim(model, **options)
-        if model is None:
-            raise Refused("onnxslim gave no model.")
-        graph.bake_constants(model)
-        if not structure.simplify(model):
-            break
-    return model
-
-
 def _fold(source: Path, out: Path) -> None:
+    _simplified(source, out)
+
+
+def _fold_nothing(source: Path, out: Path) -> None:
+    """Fusion folds what stays small."""
+    _simplified(source, out, disabled_optimizers=["ConstantFolding"])
+
+
+def _simplified(source: Path, out: Path, **options: Any) -> None:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings.optimized_model_filepath = str(out)
     settings.log_severity_level = 4
-    onnxruntime.InferenceSession(str(source), settings, providers=["CPUExecutionProvider"])
-    _finish(_load(out), out)
+    onnxruntime.InferenceSession(
+        str(source), settings, providers=["CPUExecutionProvider"], **options
+    )
+    model = _load(out)
+    graph.bake_constants(model)
+    structure.simplify(model)
+    _finish(model, out)
 
 
 def _fuse(source: Path, out: Path) -> None:
@@ -202,14 +194,13 @@ _STEPS: Final = (
         apply=_raise_opset,
         is_needed=_is_old,
     ),
-    _Step(name="slim", title="simplification by onnxslim", apply=_slim, simplifies=True),
+    _Step(name="fold", title="simplification", apply=_fold, simplifies=True),
     _Step(
-        name="slim-little",
-        title="simplification by onnxslim without large constants",
-        apply=_slim_little,
+        name="fold-nothing",
+        title="simplification without large constants",
+        apply=_fold_nothing,
         simplifies=True,
     ),
-    _Step(name="fold", title="simplification by onnxruntime", apply=_fold, simplifies=True),
     _Step(name="fuse", title="fusion of operators", apply=_fuse),
     # apart, since a model's own rounding of a variance can be so large that the proof fails
     _Step(
