@@ -14,4 +14,5 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(directory))
+        patch.setenv("EDGEKIT_CACHE_MIB", "0")  # no build sees what another left
         yield directory

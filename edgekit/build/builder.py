@@ -1,13 +1,14 @@
-"""The build: material, plan, calibration, search, choice, pack. Wiring only.
+"""The build: material, plan, calibration, search, choice, seal. Wiring only.
 
-Invariant: the model file is only read, and what leaves the scratch directory are whole bundles.
+Invariant: the model file is only read, and nothing is written but in the scratch directory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,8 @@ import msgspec
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds
 from edgekit.build.contest import Contest
-from edgekit.build.data import Data, open_data
+from edgekit.build.data import Data
+from edgekit.build.finished import Finished
 from edgekit.build.forecast import Forecast, Tracer
 from edgekit.build.host import read_host
 from edgekit.build.kitchen import Kitchen, Variant
@@ -27,26 +29,17 @@ from edgekit.build.minimal import REMARK as MINIMAL_REMARK
 from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.notebook import Notebook, default_path
-from edgekit.build.pack import (
-    Contents,
-    Packed,
-    Sealed,
-    open_output,
-    report_bytes,
-    seal,
-    write,
-)
+from edgekit.build.pack import Contents, Sealed, report_bytes, seal
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
-from edgekit.build.prebuilt import build_prebuilt, prebuilt_kind
-from edgekit.build.progress import Progress, Silent, Stopwatch
+from edgekit.build.progress import Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.remarks import data_remarks, host_remarks
 from edgekit.build.report import ErrorSample, Report
 from edgekit.build.request import BuildRequest
-from edgekit.build.result import BuildResult, Built
-from edgekit.build.scratch import open_scratch
 from edgekit.build.search import Deadlines, Search
+from edgekit.build.shelf import Shelf
 from edgekit.build.tools import missing_tools
+from edgekit.build.turns import DISTURBED, Turns
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
@@ -58,14 +51,12 @@ from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
 from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.recipes.recipe import Recipe
-from edgekit_converters.sources import open_source
+from edgekit_converters.sources import Source, open_source
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions
 
-__all__ = ["BuildResult", "Built", "Gate", "build"]
+__all__ = ["Made", "make"]
 
-CONTENDERS: Final = "contenders"
-"""Directory beside the bundles: a release of all in the output must not have them."""
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.25
 """Of the search time, at most."""
@@ -82,32 +73,32 @@ _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
 
-Gate = Callable[[Profile, Sealed], None]
-"""Told each bundle before any is written; raises `Refused` where it does not do on its profile."""
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a plan came to."""
+
+    source: Source
+    plan: Plan
+    finished: tuple[Finished, ...]
+    """In the order of the request's profiles; empty after a dry run."""
 
 
-def build(
-    request: BuildRequest, *, progress: Progress | None = None, gate: Gate | None = None
-) -> BuildResult:
-    """Make the best bundle of a model for each profile; `gate` may stop all of them.
+def make(
+    request: BuildRequest,
+    calibration: Data | None,
+    validation: Data | None,
+    *,
+    scratch: Path,
+    watch: Stopwatch,
+    turns: Turns,
+    shelf: Shelf,
+    began: float,
+) -> Made:
+    """Plan the request and carry the plan out, in `scratch`.
 
-    Errors: `Misused` for a wrong request, `Refused` for a model, data or profile that do not do;
-    an output directory that was made for it is gone then.
+    Errors: `Refused` for a model, data or profile that do not do.
     """
-    if request.dry_run:
-        return _build(request, progress, gate)
-    with open_output(request.output):
-        return _build(request, progress, gate)
-
-
-def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) -> BuildResult:
-    began = time.monotonic()
-    watch = Stopwatch(progress or Silent())
-    if (kind := prebuilt_kind(request)) is not None:
-        return build_prebuilt(request, kind, watch)
-    calibration = None if _is_same(request) else _open(request.calibration, request)
-    validation = _open(request.validation, request)
-    with open_scratch() as scratch, isolation.Workshop() as workshop:
+    with isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
             source = open_source(request.model, scratch=scratch, run=workshop.run)
             material = gather(
@@ -117,6 +108,7 @@ def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) 
                 normalizes=any(asked_for(r, request.recipes) for r in all_recipes()[1:]),
                 scratch=scratch,
                 run=workshop.run,
+                shelf=shelf,
             )
         plan = make_plan(
             source.kind,
@@ -131,7 +123,7 @@ def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) 
             missing=missing_tools(source.kind, request, watch),
         )
         if request.dry_run:
-            return BuildResult(plan=plan, built=())
+            return Made(source=source, plan=plan, finished=())
         work = _Build(
             request,
             plan,
@@ -139,22 +131,10 @@ def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) 
             scratch=scratch,
             watch=watch,
             workshop=workshop,
+            turns=turns,
             began=began,
         )
-        return BuildResult(plan=plan, built=work.execute(gate))
-
-
-def _open(name: str | None, request: BuildRequest) -> Data | None:
-    return None if name is None else open_data(name, preprocess=request.preprocess)
-
-
-def _is_same(request: BuildRequest) -> bool:
-    """Whether calibration and validation data are one: then what is held out calibrates nothing."""
-    names = (request.calibration, request.validation)
-    if None in names:
-        return False
-    first, second = (Path(str(name)) for name in names)
-    return first == second or (first.exists() and second.exists() and first.samefile(second))
+        return Made(source=source, plan=plan, finished=work.execute())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +159,10 @@ class _Build:
         scratch: Path,
         watch: Stopwatch,
         workshop: isolation.Workshop,
+        turns: Turns,
         began: float,
     ) -> None:
+        self._turns = turns
         self._request, self._plan, self._material = request, plan, material
         self._scratch, self._watch, self._workshop = scratch, watch, workshop
         self._ends = began + request.search_time_s
@@ -203,7 +185,7 @@ class _Build:
         runs_onnx = any(r.needs.runtime is _ONNX for r in self._plan.recipes[1:])
         return (Estimator.MINMAX,) if runs_onnx and weighted & STATIC_OPERATORS else ()
 
-    def execute(self, gate: Gate | None) -> tuple[Built, ...]:
+    def execute(self) -> tuple[Finished, ...]:
         source, request = self._material.source, self._request
         metric = resolve_metric(
             request.metric,
@@ -220,20 +202,16 @@ class _Build:
         )
         decided = [self._decide(plan, bench) for plan in self._plan.profiles]
         source.check_unchanged()
-        # all are sealed and tried before one is written: one that refuses leaves nothing behind
-        sealed = [seal(one.contents, request.key) for one in decided]
-        others = [self._seal_contenders(one) for one in decided]
-        if gate is not None:
-            with self._watch.stage("trying each on its profile", len(sealed)) as advance:
-                for one, bundle in zip(decided, sealed, strict=True):
-                    gate(one.contents.profile, bundle)
-                    advance(1)
-        with self._watch.stage("packing", len(decided)) as advance:
-            bundles = write(sealed, request.output, advance=advance)
-            contenders = [self._write_contenders(listed) for listed in others]
+        built_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return tuple(
-            Built(report=one.report, bundle=bundle, contenders=beside)
-            for one, bundle, beside in zip(decided, bundles, contenders, strict=True)
+            Finished(
+                plan=one.plan,
+                report=one.report,
+                sealed=seal(one.contents, request.key),
+                contenders=tuple(self._seal_contenders(one)),
+                built_at=built_at,
+            )
+            for one in decided
         )
 
     def _seal_contenders(self, decided: _Decided) -> list[Sealed]:
@@ -260,13 +238,6 @@ class _Build:
             stem = one.filename.removesuffix(".ekb")
             sealed.append(replace(one, filename=f"{stem}-{number}.ekb"))
         return sealed
-
-    def _write_contenders(self, sealed: Sequence[Sealed]) -> tuple[Packed, ...]:
-        if not sealed:
-            return ()
-        directory = self._request.output / CONTENDERS
-        with open_output(directory):
-            return write(sealed, directory, advance=lambda steps: None)
 
     def _decide(self, plan: ProfilePlan, bench: Bench) -> _Decided:
         request, profile, host = self._request, plan.profile, read_host()
@@ -339,6 +310,7 @@ class _Build:
                 *host_remarks(plan, request, host, verdict.candidates),
                 *data_remarks(request, self._material, self._kitchen, bench, verdict),
                 *([MINIMAL_REMARK] if runtime.minimal else []),
+                *([DISTURBED] if self._turns.disturbed else []),
             ),
             peak_ram_bytes=verdict.peak_ram_bytes,
             sensitivity=verdict.sensitivity,

@@ -6,6 +6,7 @@ gives the same rows. An `.npz` is read member by member, also where it is compre
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import struct
 import zipfile
@@ -43,6 +44,8 @@ class Data:
     rows: Callable[[], Iterator[Row]]
     count: int | None
     """Rows, where that is known without reading."""
+    files: tuple[tuple[str, Path], ...] = ()
+    """All that the rows are read from, and the name of each that matters; none: a callable."""
 
     def samples(
         self, inputs: Sequence[TensorSpec], *, limit: int | None = None
@@ -59,6 +62,26 @@ class Data:
         Errors: `DataRejected`.
         """
         return None if self.count is None else self.count // self.first(inputs).rows
+
+    def sha256(self) -> str:
+        """Digest of all that the rows follow from: the files, or of a callable the rows themselves.
+
+        Errors: `DataRejected`.
+        """
+        found = hashlib.sha256()
+        try:
+            for name, path in self.files:
+                found.update(f"{name} {path.stat().st_size}\n".encode())
+                with path.open("rb") as stream:
+                    while piece := stream.read(_READ_BYTES):
+                        found.update(piece)
+        except OSError as error:
+            raise DataRejected(f"{self.title} cannot be read: {error.strerror}.") from error
+        for row in () if self.files else self.rows():
+            for name, array in sorted(row.items()):
+                found.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+                found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     def first(self, inputs: Sequence[TensorSpec]) -> Sample:
         """The first sample. Errors: `DataRejected`, also where there is none."""
@@ -92,6 +115,7 @@ def _open_directory(path: Path, preprocess: Sequence[Preprocess]) -> Data:
             title=str(path),
             rows=rows,
             count=sum(part.count or 0 for part in parts),
+            files=_named(path, shards),
         )
     files = sorted(
         file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES | AUDIO_SUFFIXES
@@ -99,7 +123,12 @@ def _open_directory(path: Path, preprocess: Sequence[Preprocess]) -> Data:
     if not files:
         raise DataRejected(f"{path} holds no .npz, image or WAV file: check the path.")
     media = media_rows(path, files, preprocess)
-    return Data(title=str(path), rows=media, count=None)
+    return Data(title=str(path), rows=media, count=None, files=_named(path, files))
+
+
+def _named(directory: Path, files: Sequence[Path]) -> tuple[tuple[str, Path], ...]:
+    """Files below a directory: their order and their folders mean something."""
+    return tuple((file.relative_to(directory).as_posix(), file) for file in files)
 
 
 def _open_callable(name: str) -> Data:
@@ -161,7 +190,7 @@ def _open_npz(path: Path, *, title: str) -> Data:
         except _DAMAGED as error:
             raise DataRejected(f"{title} is damaged: {error}.") from error
 
-    return Data(title=title, rows=rows, count=count)
+    return Data(title=title, rows=rows, count=count, files=(("", path),))
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

@@ -1,7 +1,7 @@
 """How fast variants are: timed turn by turn with the baseline, in the runtime code of devices.
 
 Invariant: every round gives the baseline and each variant a turn, so that a noisy machine is noisy
-for all; what counts is the ratio within a round.
+for all; what counts is the ratio within a round. Other builds on this machine hold still meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from edgekit.build.accuracy import groups
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
+from edgekit.build.turns import alone
 from edgekit_runtime.session import Tensors
 
 __all__ = ["Clock", "measure_latencies", "ratio_of"]
@@ -36,6 +37,7 @@ _RESAMPLES: Final = 1000
 Clock = Callable[[], float]
 
 
+@alone()
 def measure_latencies(
     variants: Mapping[str, ModelFile],
     *,

@@ -18,13 +18,14 @@ import numpy as np
 from edgekit.build.data import Data
 from edgekit.build.report import ModelCard
 from edgekit.build.samples import DataChanged, Sample
+from edgekit.build.shelf import NOTHING_KEPT, Shelf
 from edgekit.build.split import Split
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.facts import ModelFacts, read_facts
 from edgekit_converters.litert.file import LiteRtFacts
-from edgekit_converters.normalization import Normalized, normalize
+from edgekit_converters.normalization import Normalized
 from edgekit_converters.proof import Trial, Tried, generated
 from edgekit_converters.sources import Source
 from edgekit_converters.tensorfile import read_tensors, write_tensors
@@ -54,6 +55,8 @@ class Material:
     """Whether the data tell the class of each row."""
     remarks: tuple[str, ...] = ()
     """What opening the model and the first runs showed, a sentence each."""
+    shelf: Shelf = NOTHING_KEPT
+    """What other builds of the same model have left."""
 
     @property
     def feeds(self) -> Path:
@@ -107,6 +110,11 @@ class Material:
         return self.calibration or self.validation
 
     @property
+    def calibration_role(self) -> str:
+        """Which DATA `calibration_source` is."""
+        return "calibration" if self.calibration is not None else "validation"
+
+    @property
     def calibration_count(self) -> int | None:
         """How many `calibration_samples` there are, where that is known without reading."""
         if self.calibration is not None and self.validation is not None:
@@ -139,6 +147,7 @@ def gather(
     normalizes: bool,
     scratch: Path,
     run: isolation.Run = isolation.run,
+    shelf: Shelf = NOTHING_KEPT,
 ) -> Material:
     """Try the model on the data, and normalize it if that is wanted.
 
@@ -170,7 +179,7 @@ def gather(
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
         if normalizes and tried.repeats:
-            normalized = normalize(source.path, trials=tried.trials, scratch=scratch, run=run)
+            normalized = shelf.normalize(source.path, trials=tried.trials, scratch=scratch, run=run)
         given_facts, normalized_facts = read_facts(source.path), read_facts(normalized.path)
     elif source.kind is RuntimeKind.LITERT:
         found = read_litert(source.path, run)
@@ -192,6 +201,7 @@ def gather(
         validation=validation,
         axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
+        shelf=shelf,
     )
 
 

@@ -13,7 +13,7 @@ import itertools
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -25,7 +25,7 @@ from edgekit.release.keys import PrivateKey
 from edgekit.release.storage import TEMPORARY_PREFIX, sync_directory, write_temporary
 from edgekit_contract import limits, names
 from edgekit_contract.archive import write_archive
-from edgekit_contract.envelope import ENVELOPE_PATH, sign
+from edgekit_contract.envelope import ENVELOPE_PATH, decode, sign
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.manifest import (
     FileEntry,
@@ -48,6 +48,7 @@ __all__ = [
     "open_output",
     "report_bytes",
     "seal",
+    "signed",
     "write",
 ]
 
@@ -162,6 +163,22 @@ def seal(contents: Contents, key: PrivateKey | None) -> Sealed:
         filename=names.bundle_filename(contents.name, contents.version, contents.profile.name),
         envelope=envelope,
         members=((ENVELOPE_PATH, envelope), *((e.path, members[e.path]) for e in manifest.files)),
+        signed=key is not None,
+    )
+
+
+def signed(sealed: Sealed, key: PrivateKey | None, *, git_commit: str | None) -> Sealed:
+    """The same bundle by this key, of a model of this commit; without a key it has no signature."""
+    manifest = decode(sealed.envelope).manifest
+    provenance = msgspec.structs.replace(manifest.provenance, git_commit=git_commit)
+    envelope = sign(
+        msgspec.structs.replace(manifest, provenance=provenance),
+        [(key.keyid, key.sign)] if key else [],
+    )
+    return replace(
+        sealed,
+        envelope=envelope,
+        members=((ENVELOPE_PATH, envelope), *sealed.members[1:]),
         signed=key is not None,
     )
 

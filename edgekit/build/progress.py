@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Advance", "Progress", "Silent", "Stopwatch"]
+__all__ = ["Advance", "Named", "Progress", "Silent", "Stopwatch"]
 
 Advance = Callable[[int], None]
 """Report that so many more steps of a stage are done."""
@@ -25,6 +25,16 @@ class Silent:
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
         yield lambda steps: None
+
+
+class Named:
+    """Passes on to another, and says of what each stage is."""
+
+    def __init__(self, watch: Progress, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def stage(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+        return self._watch.stage(f"{self._name}: {title}", total)
 
 
 class Stopwatch:

@@ -16,9 +16,11 @@ from typing import Final
 import numpy as np
 import onnx
 
+from edgekit.build.data import Data
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
+from edgekit.build.shelf import KeptRanges
 from edgekit_converters.calibration.estimators import Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
@@ -62,12 +64,48 @@ def calibrate(
     """Observe a model over the samples that variants are made with; where that would take more than
     `most_s`, over some from all parts of them.
 
-    `model` is the normalized one where none is given. Errors: `DataRejected`.
+    `model` is the normalized one where none is given. What is on the shelf is not estimated again.
+    Errors: `DataRejected`.
     """
     data = material.calibration_source
     if not estimators or data is None:
         return Calibration()
     model = model or material.normalized.path
+    shelf, role = material.shelf, material.calibration_role
+    found, is_cut = shelf.ranges(model, estimators, role=role), False
+    if len(found) < len(estimators):
+        found, is_cut = _observed(
+            material,
+            data,
+            estimators,
+            model=model,
+            scratch=scratch,
+            progress=progress,
+            most_s=most_s,
+        )
+        if not is_cut:  # another build may have more time
+            shelf.keep_ranges(model, found, role=role)
+    first = found[estimators[0]]
+    return Calibration(
+        ranges={estimator: found[estimator].ranges for estimator in estimators},
+        samples=first.samples,
+        sha256=first.sha256,
+        seen=first.seen,
+        is_cut=is_cut,
+    )
+
+
+def _observed(
+    material: Material,
+    data: Data,
+    estimators: tuple[Estimator, ...],
+    *,
+    model: Path,
+    scratch: Path,
+    progress: Progress,
+    most_s: float,
+) -> tuple[dict[Estimator, KeptRanges], bool]:
+    """What the estimators say after a pass over the samples, and whether time cut it short."""
     tensors = select_static(onnx.load_model(model), wide=True).observed
     feed = Feed(material, most_s)
     with progress.stage("calibrating", material.calibration_count) as advance:
@@ -93,12 +131,17 @@ def calibrate(
             estimated = estimate(of_tensor, estimator)
             if estimated is not None:
                 found[name] = estimated
-    return Calibration(
-        ranges=ranges,
-        samples=feed.samples,
-        sha256=feed.digest.hexdigest(),
-        seen=frozenset(feed.seen),
-        is_cut=feed.is_cut,
+    return (
+        {
+            estimator: KeptRanges(
+                ranges=found,
+                samples=feed.samples,
+                sha256=feed.digest.hexdigest(),
+                seen=frozenset(feed.seen),
+            )
+            for estimator, found in ranges.items()
+        },
+        feed.is_cut,
     )
 
 

@@ -19,6 +19,10 @@ class Built:
     bundle: Packed
     contenders: tuple[Packed, ...] = ()
     """In the directory `contenders` of the output: variants to be measured beside it."""
+    built_at: str | None = None
+    """RFC 3339, UTC; None where there was nothing to build."""
+    cached: bool = False
+    """Whether it was built then, and only signed and written now."""
 
 
 @dataclass(frozen=True, kw_only=True)

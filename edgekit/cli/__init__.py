@@ -13,6 +13,7 @@ __all__ = ["main"]
 COMMANDS = {
     "bench": "edgekit.cli.bench:bench",
     "build": "edgekit.cli.build:build",
+    "cache": "edgekit.cli.cache:cache",
     "demo": "edgekit.cli.demo:demo",
     "devices": "edgekit.cli.devices:devices",
     "emulation": "edgekit.cli.emulation:emulation",
@@ -33,6 +34,7 @@ COMMANDS = {
 HELP = {
     "bench": "Measure how long bundles and models take.",
     "build": "Make the best bundle of a model for each profile.",
+    "cache": "Show and empty what builds keep for each other.",
     "demo": "Watch a small fleet take releases, refuse a bad one and roll one back.",
     "devices": "Invite and list devices.",
     "emulation": "Make what emulates the CPUs of devices.",

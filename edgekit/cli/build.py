@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from edgekit.cli.output import emit, json_option, remark, table
-from edgekit.cli.progress import for_terminal
-from edgekit.cli.report import check_place, format_of, write_report
+from edgekit.cli.cases import Cases, Done
+from edgekit.cli.output import emit, json_option, table
+from edgekit.cli.report import format_of, write_report
 from edgekit_contract.errors import Misused
 
 if TYPE_CHECKING:
-    from edgekit.build import BuildRequest, BuildResult, Built
-    from edgekit.build.project import Project
-    from edgekit.emulation import Emulated, Emulator
-    from edgekit.release.keys import PrivateKey
+    from edgekit.build import BuildResult
+    from edgekit.emulation import Emulated
 
 __all__ = ["build"]
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--profile", "profiles", multiple=True, help="A kind of device; repeat for more.")
 @click.option("--calibration", metavar="DATA", help="Samples to estimate int8 ranges from.")
 @click.option("--validation", metavar="DATA", help="Samples to compare variants on.")
@@ -55,29 +50,73 @@ __all__ = ["build"]
               help="Try each bundle on its profile's CPU before any is written.")  # fmt: skip
 @click.option("--contenders", is_flag=True,
               help="Pack, too, what a measurement might choose (edgekit bench).")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, 256), default=1,
+              help="How many models at a time, in processes of their own; default: 1.")  # fmt: skip
+@click.option("--executor", metavar="URL",
+              help="Where models are built: dask://HOST:PORT, or see docs/many.md.")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Build anew, and keep nothing for the next build.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @json_option
 def build(
     *,
-    model: str | None,
+    models: tuple[str, ...],
     report_file: Path | None,
     emulate: bool,
     contenders: bool,
+    jobs: int,
+    executor: str | None,
+    no_cache: bool,
     dry_run: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Make the best bundle of MODEL for each profile.
+    """Make the best bundle of each MODEL for each profile.
 
     MODEL is an .onnx or .tflite file, or what a vendor's tool made for a runtime plug-in
     (docs/runtimes.md). Without it, or with an edgekit.toml in its place, that file describes the
-    build, and options change it.
+    build, and options change it. Of several, one that fails does not stop the others.
 
     DATA is an .npz (one array per model input, first axis = samples; `labels` for top-1), a
     directory of .npz files, of images or of WAV files (with [preprocess] in edgekit.toml), or
     package.module:callable yielding dicts of arrays.
     """
-    from edgekit.build import build as run
+    from edgekit.build import build_all, find_cache
+
+    if executor is not None and jobs > 1:
+        raise Misused("--jobs and --executor both say where models are built: give one of them.")
+    if report_file is not None:
+        format_of(report_file)  # said before an hour of work, not after it
+    given = _given(models, flags)
+    cases = Cases(models or (None,), given, contenders=contenders, dry_run=dry_run)
+    if report_file is not None:
+        cases.check_place(report_file)
+    if emulate and not dry_run:
+        cases.open_emulators()
+    if executor is None and min(jobs, len(cases.requests)) > 1:
+        executor = f"process://{min(jobs, len(cases.requests))}"
+    cases.take(
+        build_all(
+            cases.requests,
+            executor=executor,
+            cache=None if no_cache else find_cache(os.environ),
+            progress=cases.progress(apart=executor is not None),
+            gate=cases.gate,
+            told=cases.tell,
+        )
+    )
+    if report_file is not None:
+        for built in (built for end in cases.done for built in end.result.built):
+            write_report(built.bundle.path, cases.report_path(report_file, built))
+    if as_json:
+        emit(cases.as_builtins(_as_builtins))
+    else:
+        for end in cases.done:
+            _print(end, dry_run=dry_run)
+    cases.exit()
+
+
+def _given(models: Sequence[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """The options that were typed, parsed. Errors: `Misused`."""
     from edgekit.build.project import objective, runtime_kind, share
 
     given = {name: value for name, value in flags.items() if value not in (None, ())}
@@ -88,95 +127,19 @@ def build(
     ):
         if name in given:
             given[name] = parse(given[name])
-    project = msgspec.structs.replace(
-        _describe(model, [given.get("validation"), given.get("calibration")]), **given
-    )
-    if report_file is not None:
-        # said before an hour of work, not after it
-        format_of(report_file)
-        output = Path(project.output or ".")
-        if output.is_dir() or report_file.parent.absolute() != output.absolute():
-            check_place(report_file)
-    signs = project.key is not None and not dry_run
-    request = project.request(
-        key=_open_key(Path(str(project.key))) if signs else None, dry_run=dry_run
-    )
-    emulator = _emulator(request) if emulate and not dry_run else None
-    result = run(
-        dataclasses.replace(request, contenders=contenders),
-        progress=for_terminal(),
-        gate=None if emulator is None else emulator.try_bundle,
-    )
-    if report_file is not None:
-        for built in result.built:
-            write_report(built.bundle.path, _report_path(report_file, built, result))
-    if as_json:
-        tried = {} if emulator is None else {"emulated": emulator.emulated}
-        emit(_as_builtins(result) | tried)
-    elif dry_run:
-        _print_plan(result)
-    else:
-        _print_built(result, () if emulator is None else emulator.emulated)
-
-
-def _emulator(request: BuildRequest) -> Emulator:
-    """What is missing is said before an hour of work, not after it."""
-    from edgekit.emulation import Emulator
-
-    emulator = Emulator(request.profiles)
-    for profile, why in emulator.left_out.items():
-        remark(f"{profile} is not emulated: {why}.")
-    return emulator
-
-
-def _describe(model: str | None, data: list[str | None]) -> Project:
-    """What edgekit.toml says: all of the build, or, where a model is named, what is about it."""
-    from edgekit.build.callables import is_callable_name
-    from edgekit.build.project import FILENAME, Project, find_project, load_project
-
-    if model is not None and Path(model).suffix != ".toml":
-        found = find_project(_places(data))
-        about = load_project(found).about_model if found is not None else Project()
-        if about != Project():
-            remark(f"labels, metric, [preprocess] and [postprocess] are as {found} says.")
-        return msgspec.structs.replace(about, model=model)
-    if model is None and not Path(FILENAME).is_file():
+    if len(models) > 1 and "name" in given:
         raise Misused(
-            f"no model, and no {FILENAME} here: name one (edgekit build MODEL), or describe the "
-            "build (edgekit new)."
+            f"--name names one model, and there are {len(models)}: leave it out, or describe each "
+            "in an edgekit.toml."
         )
-    path = Path(model if model is not None else FILENAME)
-    project = load_project(path)
-    named = (project.calibration, project.validation, project.metric)
-    if any(name is not None and is_callable_name(name) for name in named):
-        sys.path.insert(0, str(path.resolve().parent))  # its modules are beside it
-    return project
+    return given
 
 
-def _places(data: list[str | None]) -> list[Path]:
-    """Where edgekit.toml may be: in or beside the data, or here."""
-    paths = [Path(name) for name in data if name is not None and Path(name).exists()]
-    inside = [path for path in paths if path.is_dir()]
-    return [*inside, *(path.resolve().parent for path in paths), Path()]
-
-
-def _open_key(path: Path) -> PrivateKey:
-    from edgekit.release.keys import find_passphrase, open_key
-
-    ask = _ask if sys.stdin.isatty() else None
-    return open_key(
-        path, lambda what: find_passphrase(what, environ=os.environ, ask=ask, warn=remark)
-    )
-
-
-def _ask(prompt: str) -> str:
-    return str(click.prompt(prompt, hide_input=True, default="", show_default=False, err=True))
-
-
-def _report_path(path: Path, built: Built, result: BuildResult) -> Path:
-    if len(result.built) == 1:
-        return path
-    return path.with_stem(f"{path.stem}-{built.report.profile}")
+def _print(end: Done, *, dry_run: bool) -> None:
+    if dry_run:
+        _print_plan(end.result)
+    else:
+        _print_built(end.result, end.emulated)
 
 
 def _as_builtins(result: BuildResult) -> dict[str, Any]:
@@ -198,6 +161,8 @@ def _as_builtins(result: BuildResult) -> dict[str, Any]:
                 "size_bytes": built.bundle.size_bytes,
                 "digest": built.bundle.digest,
                 "signed": built.bundle.signed,
+                "built_at": built.built_at,
+                "cached": built.cached,
                 "contenders": [str(packed.path) for packed in built.contenders],
                 "frontier": frontier_titles(built.report),
                 "report": built.report,
@@ -226,6 +191,8 @@ def _print_built(result: BuildResult, emulated: Sequence[Emulated]) -> None:
             f"{report.profile}: {report.chosen}, by {report.objective.value} "
             f"({measured_text(report)})"
         )
+        if built.cached:
+            click.echo(f"from the cache, built on {built.built_at}; --no-cache builds anew.")
         table(headers(report), table_rows(report))
         notes = (f"note: {text}" for text in report.remarks)
         for text in (held_out_line(report), frontier_line(report), *notes):

@@ -24,6 +24,7 @@ SHORT = {
     "emulation": ("--model", "digits", "--inputs", "2"),
     "litert": ("--short",),
     "local_api": ("--rounds", "2"),
+    "many": ("--short",),
     "pictures": ("--short",),
     "sensitivity": ("--short",),
     "transfer": ("--mib", "2", "--rounds", "1"),

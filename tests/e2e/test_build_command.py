@@ -161,7 +161,7 @@ def test_command_answers_on_stdout_and_tells_progress_on_stderr(
 ) -> None:
     done = edgekit(str(MODEL), *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout and "..." not in done.stdout.split("DATA is", maxsplit=1)[0]
+    assert done.stdout and " ..." not in done.stdout.split("DATA is", maxsplit=1)[0]
 
 
 def test_variants_that_estimates_do_not_tell_apart_are_packed_to_be_measured(

@@ -76,9 +76,12 @@ def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:/usr/sbin:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "EDGEKIT_PASSPHRASE": "",
+        "EDGEKIT_CACHE": str(tmp_path / "cache"),
     }
     if page.name == "emulation.md":
         environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))
+    if page.name == "many.md":
+        environment["EDGEKIT_CACHE_MIB"] = "100"
     if page.name == "litert.md":
         environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     log = tmp_path / "log"

@@ -1,0 +1,171 @@
+"""Turns: builds on one machine compute together, and each measures alone.
+
+Invariant: while one build is inside `alone`, every other of this user that is inside `together`
+waits where it gave way or holds still until it does. Who waits to measure goes before who comes to
+compute (a turnstile before the room), so that nobody starves. Locks are those of files (flock), so
+they end with their process; who waits longer than `PATIENCE_S` goes on, and says that it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Final
+
+from edgekit.build.progress import Advance, Progress
+from edgekit_contract.errors import Refused
+
+__all__ = ["DISTURBED", "PATIENCE_S", "Considerate", "Turns", "alone", "open_turns"]
+
+DISTURBED: Final = "Another build computed while this one measured: build again."
+"""Remark of a report."""
+PATIENCE_S: Final = 600.0
+"""Longer than any section without a place to give way: a variant may take 120 s."""
+_LOOK_S: Final = 0.005
+_STRIDE_S: Final = 0.02
+"""How long one computes before it gives way again: steps may be far shorter."""
+
+
+class Turns:
+    """The place of one build, in one thread, among those on this machine."""
+
+    def __init__(self, directory: Path, *, patience_s: float = PATIENCE_S) -> None:
+        """Errors: `OSError`."""
+        self._patience_s = patience_s
+        self._owner = threading.get_ident()
+        self._is_inside = False
+        self._entered = 0.0
+        self.disturbed = False
+        """Whether patience ended: something was timed while others computed."""
+        self._gate = _open(directory / "gate.lock")
+        self._room = _open(directory / "room.lock")
+
+    def close(self) -> None:
+        os.close(self._gate)
+        os.close(self._room)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Compute beside others."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Measure: nobody else computes meanwhile."""
+        was_inside = self._is_inside
+        self._leave()
+        ends = time.monotonic() + self._patience_s
+        try:
+            quiet = self._take(self._gate, fcntl.LOCK_EX, ends)
+            quiet = self._take(self._room, fcntl.LOCK_EX, ends) and quiet
+            self.disturbed = self.disturbed or not quiet
+            yield
+        finally:
+            fcntl.flock(self._room, fcntl.LOCK_UN)
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+            if was_inside:
+                self._enter()
+
+    def give_way(self) -> None:
+        """Let one measure who waits for it. Elsewhere than in the build's thread: nothing."""
+        if not self._is_inside or threading.get_ident() != self._owner:
+            return
+        if time.monotonic() - self._entered >= _STRIDE_S:
+            self._leave()
+            self._enter()
+
+    def _enter(self) -> None:
+        ends = time.monotonic() + self._patience_s
+        self._take(self._gate, fcntl.LOCK_EX, ends)
+        self._take(self._room, fcntl.LOCK_SH, ends)
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        self._is_inside = True
+        self._entered = time.monotonic()
+
+    def _leave(self) -> None:
+        fcntl.flock(self._room, fcntl.LOCK_UN)
+        self._is_inside = False
+
+    def _take(self, lock: int, how: int, ends: float) -> bool:
+        while True:
+            try:
+                fcntl.flock(lock, how | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    return False
+            time.sleep(_LOOK_S)
+
+
+class Considerate:
+    """Passes progress on to another, and gives way at each step of it."""
+
+    def __init__(self, watch: Progress, turns: Turns) -> None:
+        self._watch, self._turns = watch, turns
+
+    @contextlib.contextmanager
+    def stage(self, title: str, total: int | None) -> Iterator[Advance]:
+        self._turns.give_way()
+        with self._watch.stage(title, total) as advance:
+
+            def considerate(steps: int) -> None:
+                advance(steps)
+                self._turns.give_way()
+
+            yield considerate
+
+
+_CURRENT: ContextVar[Turns | None] = ContextVar("turns", default=None)
+
+
+@contextlib.contextmanager
+def open_turns(directory: Path | None = None) -> Iterator[Turns]:
+    """Compute together with the other builds of this machine, until the end of the block.
+
+    Errors: `Refused` where the locks' directory is somebody else's.
+    """
+    turns = Turns(directory or _directory())
+    token = _CURRENT.set(turns)
+    try:
+        with turns.together():
+            yield turns
+    finally:
+        _CURRENT.reset(token)
+        turns.close()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Measure without other builds beside; outside of a build, with nobody's leave."""
+    turns = _CURRENT.get()
+    with turns.alone() if turns is not None else contextlib.nullcontext():
+        yield
+
+
+def _directory() -> Path:
+    """Of this user, for all builds with the same temporary directory."""
+    path = Path(tempfile.gettempdir()) / f"edgekit-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    state = path.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
+        raise Refused(
+            f"{path} is not a directory of yours, and builds take turns by locks in it: remove it, "
+            "or set TMPDIR to another directory."
+        )
+    return path
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
