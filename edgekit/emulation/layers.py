@@ -6,7 +6,7 @@ digest of all that it was asked to contain, so another content is another layer.
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -41,27 +41,29 @@ def layer(name: str, contents: Iterable[str | bytes]) -> Path:
 def make(path: Path, fill: Callable[[Path], None]) -> bool:
     """Make a layer by filling an empty directory; False where it was there.
 
-    Two may make the same at a time: the first to end wins, for they are alike.
+    Of several that make the same, one does and the others wait for it.
     Errors: `Misused` where the cache cannot be written to; those of `fill`, and then nothing stays.
     """
     if path.is_dir():
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=_MAKING, dir=path.parent))
+        lock = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
         raise Misused(
             f"cannot write to the cache {path.parent} ({error.strerror}): set EDGEKIT_CACHE to "
             "another directory."
         ) from error
-    try:
-        filling = draft / "layer"
-        filling.mkdir()
-        fill(filling)
-        with contextlib.suppress(OSError):  # the other was faster
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it goes with whoever holds it
+        if path.is_dir():
+            return False
+        draft = Path(tempfile.mkdtemp(prefix=_MAKING, dir=path.parent))
+        try:
+            filling = draft / "layer"
+            filling.mkdir()
+            fill(filling)
             filling.rename(path)
-        if not path.is_dir():
-            raise RuntimeError(f"{path} is in the way of a layer")
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return True

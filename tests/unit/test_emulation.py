@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -115,20 +118,25 @@ def test_layer_that_fails_half_way_leaves_nothing(no_cache: Path) -> None:
 
     with pytest.raises(Refused):
         layers.make(path, fail)
-    assert list(path.parent.iterdir()) == []
+    assert [entry for entry in path.parent.iterdir() if entry.suffix != ".lock"] == []
 
 
-def test_layer_is_made_once_and_two_who_make_it_at_a_time_agree(no_cache: Path) -> None:
-    path = layers.layer("thing", ["contents"])
+def test_layer_is_made_once_by_all_who_want_it_at_a_time(no_cache: Path) -> None:
+    path, begun = layers.layer("thing", ["contents"]), threading.Barrier(3)
 
     def fill(directory: Path) -> None:
-        (directory / "file").write_text("first")
-        if not path.exists():  # another process makes the same meanwhile
-            layers.make(path, lambda other: (other / "file").write_text("second") and None)
+        time.sleep(0.2)  # the others arrive meanwhile
+        (directory / "file").write_text(threading.current_thread().name)
 
-    assert layers.make(path, fill)
-    assert (path / "file").read_text() == "second"
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    def make(_: int) -> bool:
+        begun.wait(10)
+        return layers.make(path, fill)
+
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(make, range(3)))
+    assert sorted(made) == [False, False, True]
+    assert [entry.name for entry in path.parent.iterdir() if entry.suffix != ".lock"] == [path.name]
+    assert (path / "file").exists()
     assert not layers.make(path, fill)
 
 
