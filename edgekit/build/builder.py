@@ -182,7 +182,7 @@ class _Build:
     def _ranking_estimators(self) -> tuple[Estimator, ...]:
         """Without a recipe that needs ranges nodes are ranked by them, where there can be any."""
         weighted = self._material.normalized_facts.weighted.keys()
-        runs_onnx = any(r.needs.runtime is _ONNX for r in self._plan.recipes[1:])
+        runs_onnx = any(plan.runtimes[0].kind is _ONNX for plan in self._plan.profiles)
         return (Estimator.MINMAX,) if runs_onnx and weighted & STATIC_OPERATORS else ()
 
     def execute(self) -> tuple[Finished, ...]:
