@@ -109,7 +109,12 @@ def _build(request: BuildRequest, progress: Progress | None, gate: Gate | None) 
     validation = _open(request.validation, request)
     with open_scratch() as scratch, isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
-            source = open_source(request.model, scratch=scratch, run=workshop.run)
+            source = open_source(
+                request.model,
+                scratch=scratch,
+                run=workshop.run,
+                conversion_s=request.conversion_time_s,
+            )
             material = gather(
                 source,
                 calibration,
@@ -445,12 +450,13 @@ class _Build:
             opset=facts.opset,
             peak_ram_bytes=report.peak_ram_bytes,
             provenance=Provenance(
-                source_name=source.origin.name,
+                source_name=source.title,
                 source_sha256=source.sha256,
                 recipe=variant.title,
                 calibration_sha256=ranges.sha256 if needs_ranges else None,
-                git_commit=git_commit(source.origin),
-                tools=tool_versions(
+                git_commit=None if source.origin is None else git_commit(source.origin),
+                tools=source.versions
+                | tool_versions(
                     environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
                 ),
             ),

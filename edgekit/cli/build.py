@@ -42,6 +42,9 @@ __all__ = ["build"]
               help="Try only these recipes, such as 'int8-static/*'.")  # fmt: skip
 @click.option("--search-time", "search_time_s", type=float, metavar="SECONDS",
               help="About how long a build may take; default: 60.")  # fmt: skip
+@click.option("--conversion-time", "conversion_time_s", type=float, metavar="SECONDS",
+              help="How long converting a model of another framework may take; default: "
+              "50.")  # fmt: skip
 @click.option("--runtime", metavar="NAME",
               help="MODEL is prebuilt for this runtime plug-in: pack it as it is.")  # fmt: skip
 @click.option("--name", help="Name of the model; default: that of its file.")
@@ -69,9 +72,10 @@ def build(
 ) -> None:
     """Make the best bundle of MODEL for each profile.
 
-    MODEL is an .onnx or .tflite file, or what a vendor's tool made for a runtime plug-in
-    (docs/runtimes.md). Without it, or with an edgekit.toml in its place, that file describes the
-    build, and options change it.
+    MODEL is an .onnx or .tflite file; a model of PyTorch, scikit-learn, XGBoost, LightGBM or
+    Hugging Face (docs/sources.md: a file, a directory, or package.module:callable); what a vendor's
+    tool made for a runtime plug-in (docs/runtimes.md); or an edgekit.toml. Without it the
+    edgekit.toml here describes the build, and options change it.
 
     DATA is an .npz (one array per model input, first axis = samples; `labels` for top-1), a
     directory of .npz files, of images or of WAV files (with [preprocess] in edgekit.toml), or
@@ -131,8 +135,8 @@ def _emulator(request: BuildRequest) -> Emulator:
 
 def _describe(model: str | None, data: list[str | None]) -> Project:
     """What edgekit.toml says: all of the build, or, where a model is named, what is about it."""
-    from edgekit.build.callables import is_callable_name
     from edgekit.build.project import FILENAME, Project, find_project, load_project
+    from edgekit_converters.callables import is_callable_name
 
     if model is not None and Path(model).suffix != ".toml":
         found = find_project(_places(data))
@@ -147,7 +151,7 @@ def _describe(model: str | None, data: list[str | None]) -> Project:
         )
     path = Path(model if model is not None else FILENAME)
     project = load_project(path)
-    named = (project.calibration, project.validation, project.metric)
+    named = (project.model, project.calibration, project.validation, project.metric)
     if any(name is not None and is_callable_name(name) for name in named):
         sys.path.insert(0, str(path.resolve().parent))  # its modules are beside it
     return project

@@ -1,0 +1,244 @@
+"""A Hugging Face directory on disk: config.json and weights in safetensors.
+
+Invariant: nothing is fetched, no code of the directory is run, and no pickle is opened. What is
+exported is the model that config.json names; tokenizers and pooling beside it are not part of it.
+Source: transformers documentation, "Exporting to production" and `PreTrainedModel.from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from edgekit_contract import limits
+from edgekit_contract.errors import Refused
+from edgekit_converters.sources.doors import pytorch
+from edgekit_converters.sources.doors.door import Door, NotConvertible
+from edgekit_converters.sources.pickles import Pickled
+
+__all__ = ["DOORS"]
+
+_CONFIG: Final = "config.json"
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_MAX_JSON_BYTES: Final = 16 * limits.MIB
+_SAVE: Final = "model.save_pretrained(directory)"
+_OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1"}
+_SHOWN: Final = 3
+_IMAGE_SIDE: Final = 224
+
+
+def _reads(path: Path) -> bool:
+    if not path.is_dir() or not (path / _CONFIG).is_file():
+        return False
+    if not any((path / name).is_file() for name in (_WEIGHTS, _INDEX)):
+        if any(path.glob("*.bin")):
+            raise Pickled(
+                path.name, "a directory whose weights are a pickle", f"{_SAVE} of a new version"
+            )
+        if not {"model_type", "architectures"} & _object(path / _CONFIG).keys():
+            return False
+        raise Refused(f"{path.name} has no {_WEIGHTS}: copy it there, or save it by {_SAVE}.")
+    return True
+
+
+def _files(path: Path) -> Sequence[Path]:
+    shards = _shards(path)
+    texts = sorted(file for file in path.glob("*.json") if file.is_file())
+    return [*texts, *shards]
+
+
+def _shards(path: Path) -> Sequence[Path]:
+    """Files of weights. Errors: `Refused`."""
+    if (path / _WEIGHTS).is_file():
+        return [path / _WEIGHTS]
+    places = _object(path / _INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise Refused(f"{path.name}/{_INDEX} has no weight_map: copy it again.")
+    names = sorted(set(map(str, places.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise Refused(f"{path.name}/{_INDEX} names {name!r:.80}, which is no file beside it.")
+        if not (path / name).is_file():
+            raise Refused(f"{path.name} lacks {name}, one of {len(names)} files of its weights: "
+                          "copy it there.")  # fmt: skip
+    return [path / name for name in names]
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON object. Errors: `Refused`."""
+    where = f"{file.parent.name}/{file.name}"
+    try:
+        with file.open("rb") as stream:
+            value = json.loads(stream.read(_MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{where} is no JSON that can be read ({error}): copy it again.") from error
+    if not isinstance(value, dict):
+        raise Refused(f"{where} is no JSON object: copy it again.")
+    return value
+
+
+def _open_directory(path: Path) -> pytorch.Program:
+    config = _object(path / _CONFIG)
+    architecture = _architecture(path, config)
+    os.environ.update(_OFFLINE)
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    kind = getattr(transformers, architecture, None)
+    if not (inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)):
+        raise Refused(
+            f"{path.name} is a {architecture}, which transformers {transformers.__version__} does "
+            "not have: install a version that has it, or export the model to ONNX yourself."
+        )
+    try:
+        model, told = getattr(kind, "from_pretrained")(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
+            ImportError) as error:  # fmt: skip
+        raise Refused(
+            f"transformers {transformers.__version__} does not open {path.name} "
+            f"({_line(error)}): copy it again, or save it by {_SAVE}."
+        ) from error
+    if missing := sorted(told["missing_keys"]):
+        named = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+        raise Refused(
+            f"{path.name} has no weights for {len(missing)} parameters of {architecture} "
+            f"({named}): random numbers would take their place. Save the whole model, or name in "
+            f"{_CONFIG} the architecture that it is."
+        )
+    return _program(model.eval(), path, architecture)
+
+
+def _architecture(path: Path, config: dict[str, Any]) -> str:
+    """The class to make. Errors: `Refused`."""
+    if "auto_map" in config:
+        raise Refused(
+            f"{path.name} needs code of its own (auto_map in {_CONFIG}, trust_remote_code), and "
+            "edgekit runs none: name a package.module:callable that makes the model."
+        )
+    if "quantization_config" in config:
+        raise Refused(
+            f"{path.name} has quantized weights: give the directory of the float model, edgekit "
+            "quantizes it."
+        )
+    if config.get("is_encoder_decoder"):
+        raise Refused(
+            f"{path.name} is an encoder with a decoder, which is run word by word: name a "
+            "package.module:callable for each of the two parts."
+        )
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise Refused(
+            f"{path.name}/{_CONFIG} names no architecture: add "
+            '"architectures": ["CLASS"], a class of transformers.'
+        )
+    return str(named[0])
+
+
+def _program(model: Any, path: Path, architecture: str) -> pytorch.Program:
+    import torch
+
+    names, examples, shapes, remarks = _inputs(model, path, architecture)
+
+    class Tensors(torch.nn.Module):  # type: ignore[misc]  # it is not read
+        """With tensors alone, by place."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> Any:
+            words = dict(zip(names, tensors, strict=True))
+            given = self.model(**words, return_dict=True)
+            return {name: part for name, part in given.items() if isinstance(part, torch.Tensor)}
+
+    made = pytorch.program_of(
+        Tensors(), path.name, tuple(examples), {}, shapes={"tensors": tuple(shapes)},
+        input_names=names,
+    )  # fmt: skip
+    made.example = None  # the same directory makes the same model
+    made.add_remarks(remarks)
+    return made
+
+
+def _inputs(
+    model: Any, path: Path, architecture: str
+) -> tuple[list[str], list[Any], list[dict[int, Any]], list[str]]:
+    """Names, examples, open axes, and what is to be said."""
+    import torch
+
+    config, main = model.config, model.main_input_name
+    batch, remarks = torch.export.Dim("batch"), []
+    if (path / "modules.json").is_file():
+        remarks.append(
+            "What sentence-transformers does after the model (pooling, scaling) is not part of it: "
+            "the bundle gives what the model itself gives."
+        )
+    taken = inspect.signature(model.forward).parameters
+    if main == "input_ids":
+        config.use_cache = False
+        most = int(getattr(config, "max_position_embeddings", 0) or 0)
+        sequence = (
+            torch.export.Dim("sequence", max=most) if most > 1 else (torch.export.Dim("sequence"))
+        )
+        length = min(16, most - 1) if most > 2 else 16
+        names = [n for n in ("input_ids", "attention_mask") if n in taken]
+        if "token_type_ids" in taken:
+            remarks.append("token_type_ids are no input: they are 0 throughout.")
+        tokens = torch.ones(2, length, dtype=torch.int64)
+        return (
+            names,
+            [tokens.clone() for _ in names],
+            [{0: batch, 1: sequence}] * len(names),
+            remarks,
+        )
+    if main == "pixel_values":
+        side = getattr(config, "image_size", _IMAGE_SIDE) or _IMAGE_SIDE
+        height, width = (side, side) if isinstance(side, int) else tuple(side)
+        channels = int(getattr(config, "num_channels", 3) or 3)
+        return [main], [torch.zeros(2, channels, height, width)], [{0: batch}], remarks
+    if main == "input_values" and "input_values" in taken:
+        samples = torch.export.Dim("samples", min=400)
+        return [main], [torch.zeros(2, 16_000)], [{0: batch, 1: samples}], remarks
+    raise NotConvertible(
+        path.name,
+        f"a {architecture} takes {main}, which edgekit knows no example of",
+        "name a package.module:callable that returns the model and its example inputs",
+    )
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _no_object(value: Any, name: str) -> pytorch.Program:
+    raise RuntimeError("models of transformers from a callable are PyTorch modules")
+
+
+DOORS: Final = (
+    Door(
+        name="Hugging Face",
+        extra="huggingface",
+        modules=("transformers", "safetensors", *pytorch.MODULES),
+        packages=("transformers", *pytorch.PACKAGES),
+        reads=_reads,
+        files=_files,
+        holds=frozenset(),
+        open_file=_open_directory,
+        open_object=_no_object,
+    ),
+)
