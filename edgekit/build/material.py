@@ -220,7 +220,7 @@ def _compared(
     if source.conversion is None:
         return
     feeds = [Path(trial.feeds) for trial in tried.trials]
-    named = "made-up inputs: there are no data"
+    named = "made-up inputs, for want of data"
     if data is not None:
         feeds, held, named = [], 0, f"samples of {data.title}"
         for sample in data.samples(source.signature.inputs, limit=_COMPARED):

@@ -57,7 +57,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
     def sentence(self, framework: str, data: str) -> str:
         """For the report."""
-        worst = max(self.outputs.values(), key=lambda output: output.difference)
+        worst = max(self.outputs.values(), key=lambda output: (output.difference, output.clear))
         clear = sum(output.clear for output in self.outputs.values())
         same = sum(output.same for output in self.outputs.values())
         off = sum(output.off for output in self.outputs.values())
@@ -65,7 +65,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
             f"Converted from {framework}, and compared with it on {self.samples} {data}: the "
             f"greatest difference is {worst.difference:.2g} where the greatest value is "
             f"{worst.greatest:.3g}"
-            + (f", and the first of {same} of {clear} rows of scores is the same" if clear else "")
+            + (f"; of {clear} rows of scores {same} have the same first" if clear else "")
             + (f"; {off} rows are off by a step of the model" if off else "")
             + "."
         )

@@ -46,9 +46,11 @@ class Conversion:
     @property
     def framework(self) -> str:
         """With its version."""
-        name, versions = self.converted.door, self.converted.versions
-        package = doors.find_door(name).packages[0]
-        return f"{name} {versions[package]}" if package in versions else name
+        versions = self.converted.versions
+        for package in doors.find_door(self.converted.door).packages:
+            if package in versions:
+                return f"{package} {versions[package]}"
+        return self.converted.door
 
     def check(
         self, model: Path, feeds: Sequence[Path], *, data: str, run: isolation.Run = isolation.run

@@ -56,7 +56,8 @@ def weigh(source: str, name: str) -> int:
 
 def close(source: str, name: str, out: str, embedded_bytes: int) -> Any:
     """Write `source` as one model without loose ends: functions inlined, remarks gone, and data
-    embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`. `name` is the user's for it.
+    embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`.
+    `name` is what the user calls it.
 
     Returns the signature of the loaded file, the data files that were read, and what became of
     outputs that are no tensors of numbers, as JSON.

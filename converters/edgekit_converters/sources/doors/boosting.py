@@ -14,7 +14,7 @@ import numpy as np
 from edgekit_contract.errors import Refused
 from edgekit_converters.sources import peek
 from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files
-from edgekit_converters.sources.doors.scikit_learn import FEATURES, told_apart_by
+from edgekit_converters.sources.doors.scikit_learn import FEATURES, open_batch, told_apart_by
 
 __all__ = ["DOORS"]
 
@@ -92,11 +92,7 @@ class _Trees:
             )
         except Exception as error:  # converters raise whatever there is
             raise NotConvertible(self._title, f"onnxmltools: {error}", _REMEDY) from error
-        for value in made.graph.output:  # some are said to be of one row
-            axes = value.type.tensor_type.shape.dim
-            if axes:
-                axes[0].Clear()
-                axes[0].dim_param = "batch"
+        open_batch(made)
         out.write_bytes(made.SerializeToString())
         return ()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ _SAVE: Final = "model.save_pretrained(directory)"
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1"}
 _SHOWN: Final = 3
 _IMAGE_SIDE: Final = 224
+_TOKENS: Final = 16
 
 
 def _reads(path: Path) -> bool:
@@ -82,7 +83,7 @@ def _object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _open_directory(path: Path) -> pytorch.Program:
+def _open_directory(path: Path) -> pytorch.Module:
     config = _object(path / _CONFIG)
     architecture = _architecture(path, config)
     os.environ.update(_OFFLINE)
@@ -97,7 +98,8 @@ def _open_directory(path: Path) -> pytorch.Program:
             "not have: install a version that has it, or export the model to ONNX yourself."
         )
     try:
-        model, told = getattr(kind, "from_pretrained")(
+        load: Any = kind.from_pretrained  # type: ignore[attr-defined]
+        model, told = load(
             path,
             local_files_only=True,
             trust_remote_code=False,
@@ -119,7 +121,7 @@ def _open_directory(path: Path) -> pytorch.Program:
             f"({named}): random numbers would take their place. Save the whole model, or name in "
             f"{_CONFIG} the architecture that it is."
         )
-    return _program(model.eval(), path, architecture)
+    return _module(model.eval(), path, architecture)
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
@@ -148,10 +150,19 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     return str(named[0])
 
 
-def _program(model: Any, path: Path, architecture: str) -> pytorch.Program:
+class _Module(pytorch.Module):
+    """With what is to be said of the model besides."""
+
+    said: Sequence[str] = ()
+
+    def export(self, out: Path) -> Sequence[str]:
+        return [*self.said, *super().export(out)]
+
+
+def _module(model: Any, path: Path, architecture: str) -> _Module:
     import torch
 
-    names, examples, shapes, remarks = _inputs(model, path, architecture)
+    names, examples, axes = _inputs(model, path, architecture)
 
     class Tensors(torch.nn.Module):  # type: ignore[misc]  # it is not read
         """With tensors alone, by place."""
@@ -165,54 +176,67 @@ def _program(model: Any, path: Path, architecture: str) -> pytorch.Program:
             given = self.model(**words, return_dict=True)
             return {name: part for name, part in given.items() if isinstance(part, torch.Tensor)}
 
-    made = pytorch.program_of(
-        Tensors(), path.name, tuple(examples), {}, shapes={"tensors": tuple(shapes)},
-        input_names=names,
-    )  # fmt: skip
-    made.example = None  # the same directory makes the same model
-    made.add_remarks(remarks)
+    dims = {
+        axis: torch.export.Dim(name, **_RANGES.get(name, lambda _: {})(model.config))
+        for axis, name in axes.items()
+    }
+    made = _Module(
+        Tensors(),
+        path.name,
+        tuple(examples),
+        {},
+        shapes={"tensors": (dims,) * len(names)},
+        inputs=names,
+        axes=axes,
+    )
+    made.said = _remarks(model, path)
     return made
+
+
+def _remarks(model: Any, path: Path) -> list[str]:
+    said = []
+    if (path / "modules.json").is_file():
+        said.append(
+            "What sentence-transformers does after the model (pooling, scaling) is not part of it: "
+            "the bundle gives what the model itself gives."
+        )
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        said.append("token_type_ids are no input: they are 0 throughout.")
+    return said
+
+
+def _longest(config: Any) -> dict[str, int]:
+    most = int(getattr(config, "max_position_embeddings", 0) or 0)
+    return {"max": most} if most > _TOKENS else {}
+
+
+_RANGES: Final[dict[str, Callable[[Any], dict[str, int]]]] = {
+    "sequence": _longest,
+    "samples": lambda _: {"min": 400},
+}
+"""Lengths of open axes."""
 
 
 def _inputs(
     model: Any, path: Path, architecture: str
-) -> tuple[list[str], list[Any], list[dict[int, Any]], list[str]]:
-    """Names, examples, open axes, and what is to be said."""
+) -> tuple[list[str], list[Any], dict[int, str]]:
+    """Names, examples, and names of the open axes."""
     import torch
 
     config, main = model.config, model.main_input_name
-    batch, remarks = torch.export.Dim("batch"), []
-    if (path / "modules.json").is_file():
-        remarks.append(
-            "What sentence-transformers does after the model (pooling, scaling) is not part of it: "
-            "the bundle gives what the model itself gives."
-        )
     taken = inspect.signature(model.forward).parameters
     if main == "input_ids":
         config.use_cache = False
-        most = int(getattr(config, "max_position_embeddings", 0) or 0)
-        sequence = (
-            torch.export.Dim("sequence", max=most) if most > 1 else (torch.export.Dim("sequence"))
-        )
-        length = min(16, most - 1) if most > 2 else 16
-        names = [n for n in ("input_ids", "attention_mask") if n in taken]
-        if "token_type_ids" in taken:
-            remarks.append("token_type_ids are no input: they are 0 throughout.")
-        tokens = torch.ones(2, length, dtype=torch.int64)
-        return (
-            names,
-            [tokens.clone() for _ in names],
-            [{0: batch, 1: sequence}] * len(names),
-            remarks,
-        )
+        names = [name for name in ("input_ids", "attention_mask") if name in taken]
+        tokens = [torch.ones(2, _TOKENS, dtype=torch.int64) for _ in names]
+        return names, tokens, {0: "batch", 1: "sequence"}
     if main == "pixel_values":
-        side = getattr(config, "image_size", _IMAGE_SIDE) or _IMAGE_SIDE
+        side = getattr(config, "image_size", None) or _IMAGE_SIDE
         height, width = (side, side) if isinstance(side, int) else tuple(side)
         channels = int(getattr(config, "num_channels", 3) or 3)
-        return [main], [torch.zeros(2, channels, height, width)], [{0: batch}], remarks
-    if main == "input_values" and "input_values" in taken:
-        samples = torch.export.Dim("samples", min=400)
-        return [main], [torch.zeros(2, 16_000)], [{0: batch, 1: samples}], remarks
+        return [main], [torch.zeros(2, channels, height, width)], {0: "batch"}
+    if main == "input_values":
+        return [main], [torch.zeros(2, 16_000)], {0: "batch", 1: "samples"}
     raise NotConvertible(
         path.name,
         f"a {architecture} takes {main}, which edgekit knows no example of",
@@ -225,7 +249,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _no_object(value: Any, name: str) -> pytorch.Program:
+def _no_object(value: Any, name: str) -> pytorch.Module:
     raise RuntimeError("models of transformers from a callable are PyTorch modules")
 
 

@@ -9,6 +9,7 @@ the batch where the module allows it. Source: PyTorch documentation, "torch.expo
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import tempfile
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 
 from edgekit_contract.errors import Refused
-from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files
+from edgekit_converters.sources.doors.door import Door, NotConvertible, Opened, no_files
 from edgekit_converters.sources.exported_program import cleaned, is_exported_program
 
-__all__ = ["DOORS", "MODULES", "PACKAGES", "Program", "program_of"]
+__all__ = ["DOORS", "MODULES", "PACKAGES", "Module"]
 
 MODULES: Final = ("torch", "onnxscript")
 PACKAGES: Final = ("torch", "onnxscript")
@@ -41,16 +43,17 @@ def _open_file(path: Path) -> Program:
     safe = Path(tempfile.gettempdir()) / "program.pt2"
     cleaned(path, safe)
     try:
-        program = torch.export.load(safe)
+        return Program(torch.export.load(safe), path.name)
+    except Refused:
+        raise
     except Exception as error:  # whatever its parser meets
         raise Refused(
             f"PyTorch {torch.__version__} does not open {path.name} ({_first_line(error)}): save "
             "it again with torch.export.save."
         ) from error
-    return Program(program, path.name)
 
 
-def _open_object(value: Any, name: str) -> Program:
+def _open_object(value: Any, name: str) -> Opened:
     import torch
 
     if isinstance(value, torch.export.ExportedProgram):
@@ -60,160 +63,196 @@ def _open_object(value: Any, name: str) -> Program:
     if isinstance(inputs, torch.Tensor):
         inputs = (inputs,)
     leaves = (
-        list(inputs.values()) if isinstance(inputs, dict)
-        else list(inputs) if isinstance(inputs, tuple | list) else []
-    )  # fmt: skip
+        list(inputs.values())
+        if isinstance(inputs, dict)
+        else list(inputs)
+        if isinstance(inputs, tuple | list)
+        else []
+    )
     if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise Refused(f"{name} returned a module without example inputs: {_WANTED}.")
-    module.eval()
     args, words = ((), inputs) if isinstance(inputs, dict) else (tuple(leaves), {})
-    return program_of(module, name, args, words, shapes=rest[1] if len(rest) > 1 else None)
+    shapes = rest[1] if len(rest) > 1 else None
+    made = Module(module, name, args, words, shapes=shapes)
+    made.example = {
+        name: tensor.detach().cpu().numpy()
+        for name, tensor in zip(made.inputs, leaves, strict=True)
+    }
+    return made
 
 
-def program_of(
-    module: Any,
-    title: str,
-    args: tuple[Any, ...],
-    words: Mapping[str, Any],
-    *,
-    shapes: Any = None,
-    input_names: Sequence[str] | None = None,
-) -> Program:
-    """Trace a module. Errors: `NotConvertible`."""
-    import torch
+class Module:
+    """A module, and inputs to trace it with."""
 
-    remarks = []
-    module.requires_grad_(False)
-    if shapes is None:
-        program = _with_open_batch(module, args, words)
+    def __init__(
+        self,
+        module: Any,
+        title: str,
+        args: tuple[Any, ...],
+        words: Mapping[str, Any],
+        *,
+        shapes: Any = None,
+        inputs: Sequence[str] | None = None,
+        axes: Mapping[int, str] | None = None,
+    ) -> None:
+        """`shapes` as torch.export takes them; `inputs` names `args`, `axes` open axes."""
+        self._module, self._title, self._args, self._words = module.eval(), title, args, dict(words)
+        self._shapes, self._axes = shapes, axes
+        self.inputs = list(inputs or [*_parameters(module, len(args)), *words])
+        self.example: Mapping[str, np.ndarray] | None = None
+
+    def export(self, out: Path) -> Sequence[str]:
+        import torch
+
+        self._module.requires_grad_(False)
+        program, remarks = None, []
+        if self._shapes is None:
+            program = self._with_open_batch()
+            if program is None:
+                remarks.append(
+                    "The batch is fixed to that of the example inputs: PyTorch cannot export the "
+                    "module with an open one."
+                )
         if program is None:
-            lengths = sorted({leaf.shape[0] for leaf in (*args, *words.values()) if leaf.ndim})
-            remarks.append(
-                f"The batch is fixed to that of the example inputs ({lengths}): PyTorch cannot "
-                "export the module with an open one."
-            )
-    else:
-        program = None
-    if program is None:
-        try:
-            program = torch.export.export(module, args, dict(words), dynamic_shapes=shapes)
-        except Exception as error:  # whatever tracing meets
-            raise NotConvertible(
-                title,
-                f"torch.export: {_first_line(error)}",
-                "change forward so that torch.export can trace it, or export it to ONNX yourself",
-            ) from error
-    return Program(
-        program, title, module=module, args=args, words=words, remarks=remarks,
-        input_names=input_names,
-    )  # fmt: skip
+            try:
+                program = torch.export.export(
+                    self._module, self._args, self._words, dynamic_shapes=self._shapes
+                )
+            except Exception as error:  # whatever tracing meets
+                raise NotConvertible(
+                    self._title,
+                    f"torch.export: {_first_line(error)}",
+                    "change forward so that torch.export can trace it, or export it to ONNX "
+                    "yourself",
+                ) from error
+        Program(program, self._title, inputs=self.inputs, axes=self._axes).export(out)
+        return remarks
 
+    def _with_open_batch(self) -> Any:
+        """None where it cannot be."""
+        import torch
 
-def _with_open_batch(module: Any, args: tuple[Any, ...], words: Mapping[str, Any]) -> Any:
-    """None where it cannot be."""
-    import torch
+        tensors = (*self._args, *self._words.values())
+        if not all(tensor.ndim for tensor in tensors) or len({t.shape[0] for t in tensors}) != 1:
+            return None
+        batch = torch.export.Dim("batch")
 
-    tensors = (*args, *words.values())
-    if not all(tensor.ndim for tensor in tensors) or len({t.shape[0] for t in tensors}) != 1:
+        def doubled(tensor: Any) -> Any:  # PyTorch takes an axis of 1 for one that stays so
+            return torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor
+
+        args = tuple(map(doubled, self._args))
+        words = {name: doubled(tensor) for name, tensor in self._words.items()}
+        shapes: Any = {name: {0: batch} for name in words} or tuple({0: batch} for _ in args)
+        with contextlib.suppress(Exception):  # the attempt with a fixed batch tells why
+            return torch.export.export(self._module, args, words, dynamic_shapes=shapes)
         return None
-    batch = torch.export.Dim("batch")
 
-    def doubled(tensor: Any) -> Any:  # PyTorch takes an axis of 1 for one that stays so
-        return torch.cat([tensor, tensor]) if tensor.shape[0] == 1 else tensor
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        import torch
 
-    more = tuple(doubled(tensor) for tensor in args)
-    named = {name: doubled(tensor) for name, tensor in words.items()}
-    shapes = [{0: batch} for _ in args] if args else {name: {0: batch} for name in words}
-    with contextlib.suppress(Exception):  # the attempt with a fixed batch tells why
-        return torch.export.export(
-            module, more, named, dynamic_shapes=tuple(shapes) if args else shapes
-        )
-    return None
+        tensors = [torch.from_numpy(np.array(feeds[name])) for name in self.inputs]
+        with torch.no_grad():
+            if self._words:
+                return _named(self._module(**dict(zip(self._words, tensors, strict=True))))
+            return _named(self._module(*tensors))
 
 
 class Program:
-    """An exported program, and the module that it is of, where there is one."""
+    """An exported program."""
+
+    example: Mapping[str, np.ndarray] | None = None
 
     def __init__(
         self,
         program: Any,
         title: str,
         *,
-        module: Any = None,
-        args: tuple[Any, ...] = (),
-        words: Mapping[str, Any] | None = None,
-        remarks: Sequence[str] = (),
-        input_names: Sequence[str] | None = None,
+        inputs: Sequence[str] | None = None,
+        axes: Mapping[int, str] | None = None,
     ) -> None:
-        self._program, self._title, self._remarks = program, title, list(remarks)
-        self._module = module
-        self._by_word = tuple(words or ())
+        self._program, self._title = program, title
+        self._axes = {0: "batch"} if axes is None else axes
         signature = program.graph_signature
-        found = [str(name) for name in signature.user_inputs]
         for part in (*signature.user_inputs, *signature.user_outputs):
             if not isinstance(part, str):
                 raise Refused(
                     f"{title} takes or returns {part!r:.60}, which is no tensor: give it tensors "
                     "only, and return tensors only."
                 )
-        self._inputs = list(input_names or found)
-        self._outputs = _output_names(program)
-        self.example: Mapping[str, np.ndarray] | None = None
-        if module is not None:
-            tensors = (*args, *(words or {}).values())
-            self.example = {
-                name: tensor.detach().cpu().numpy()
-                for name, tensor in zip(self._inputs, tensors, strict=True)
-            }
-
-    def add_remarks(self, remarks: Sequence[str]) -> None:
-        """For the report."""
-        self._remarks += remarks
+        self._inputs = list(inputs or signature.user_inputs)
 
     def export(self, out: Path) -> Sequence[str]:
         import torch
+        from torch.utils import _pytree
 
+        spec = self._program.call_spec.out_spec
+        outputs = list(_named(_pytree.tree_unflatten(list(range(spec.num_leaves)), spec)))
         try:
-            torch.onnx.export(
-                self._program, f=out, dynamo=True, opset_version=_OPSET, verbose=False,
-                input_names=self._inputs, output_names=self._outputs, optimize=True,
-            )  # fmt: skip
+            made = torch.onnx.export(
+                self._program,
+                dynamo=True,
+                opset_version=_OPSET,
+                verbose=False,
+                input_names=self._inputs,
+                output_names=outputs,
+            )
+            made.save(out, external_data=True)
         except Exception as error:  # the exporter has no class of its own for all of it
             raise _not_convertible(self._title, error) from error
-        return self._remarks
+        _name_axes(out, self._axes)
+        return ()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         import torch
         from torch.utils import _pytree
 
         tensors = [torch.from_numpy(np.array(feeds[name])) for name in self._inputs]
+        args, words = _pytree.tree_unflatten(tensors, self._program.call_spec.in_spec)
         with torch.no_grad():
-            if self._module is None:
-                args, words = _pytree.tree_unflatten(tensors, self._program.call_spec.in_spec)
-                found = self._program.module()(*args, **words)
-            elif self._by_word:
-                found = self._module(**dict(zip(self._by_word, tensors, strict=True)))
-            else:
-                found = self._module(*tensors)
-        leaves = _pytree.tree_flatten(found)[0]
-        return {
-            name: leaf.detach().cpu().numpy()
-            for name, leaf in zip(self._outputs, leaves, strict=True)
-        }
+            return _named(self._program.module()(*args, **words))
 
 
-def _output_names(program: Any) -> list[str]:
-    """Keys and places of what it returns; `output` where that is a single tensor."""
+def _parameters(module: Any, count: int) -> list[str]:
+    """Names of the first so many parameters of `forward`."""
+    names: list[str] = []
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{index}" for index in range(count - len(names))]
+        names.append(parameter.name)
+    return names[:count]
+
+
+def _named(found: Any) -> dict[str, Any]:
+    """Parts of what a module returns, by their keys and places; `output` for a single tensor.
+
+    Tensors become arrays.
+    """
     from torch.utils import _pytree
 
-    spec = program.call_spec.out_spec
-    numbered = _pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    names = []
-    for path, _ in _pytree.tree_flatten_with_path(numbered)[0]:
-        parts = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
-        name = "_".join(parts)
-        names.append(name if name and not name[0].isdigit() else f"output_{name}".rstrip("_"))
-    return names
+    parts = {}
+    for path, leaf in _pytree.tree_flatten_with_path(found)[0]:
+        steps = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+        name = "_".join(steps)
+        if not name or name[0].isdigit():
+            name = f"output_{name}".rstrip("_")
+        parts[name] = leaf.detach().cpu().numpy() if hasattr(leaf, "detach") else leaf
+    return parts
+
+
+def _name_axes(file: Path, axes: Mapping[int, str]) -> None:
+    """Call open axes what they are: the exporter numbers them."""
+    model = onnx.load_model(file, load_external_data=False)
+    names: dict[str, str] = {}
+    for value in model.graph.input:
+        for index, axis in enumerate(value.type.tensor_type.shape.dim):
+            if axis.dim_param and index in axes and axes[index] not in names.values():
+                names.setdefault(axis.dim_param, axes[index])
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
+    onnx.save_model(model, file)
 
 
 def _not_convertible(title: str, error: Exception) -> NotConvertible:

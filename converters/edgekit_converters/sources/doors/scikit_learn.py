@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from onnx import ModelProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.sources import peek
 from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files
 
-__all__ = ["DOORS", "FEATURES", "told_apart_by"]
+__all__ = ["DOORS", "FEATURES", "open_batch", "told_apart_by"]
 
 FEATURES: Final = "features"
 """Name of the one input of models of tables: float32 [batch, columns]."""
@@ -139,6 +140,7 @@ class _Estimator:
                 "fit it on one array of numbers, choosing columns by number, or export it to ONNX "
                 "yourself",
             ) from error
+        open_batch(made)
         out.write_bytes(made.SerializeToString())
         return ()
 
@@ -156,6 +158,14 @@ class _Estimator:
                         outputs[name] = found.astype(np.float32) if is_double else found
                     break
         return outputs
+
+
+def open_batch(model: ModelProto) -> None:
+    """Call the first axis the batch: exporters leave it without a name, or say that it is 1."""
+    for value in (*model.graph.input, *model.graph.output):
+        if axes := value.type.tensor_type.shape.dim:
+            axes[0].Clear()
+            axes[0].dim_param = "batch"
 
 
 def _culprit(model: Any, said: str) -> str:
