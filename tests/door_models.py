@@ -99,6 +99,7 @@ def digits_pipeline() -> Any:
 def unseeded() -> Any:
     import torch
 
+    torch.seed()
     return digits_network(), torch.zeros(1, 1, 28, 28)
 
 
@@ -159,7 +160,7 @@ def without_converter() -> Any:
 def with_an_operator_of_its_own() -> Any:
     import torch
 
-    @torch.library.custom_op("acme::frobnicate", mutates_args=())
+    @torch.library.custom_op("acme::frobnicate", mutates_args=(), schema="(Tensor x) -> Tensor")
     def frobnicate(x: torch.Tensor) -> torch.Tensor:
         return x * 2
 

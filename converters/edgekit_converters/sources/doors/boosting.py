@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.sources import peek
-from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files
+from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files, refusing
 from edgekit_converters.sources.doors.scikit_learn import FEATURES, open_batch, told_apart_by
 
 __all__ = ["DOORS"]
@@ -83,15 +83,13 @@ class _Trees:
         import onnxmltools
         from onnxmltools.convert.common.data_types import FloatTensorType
 
-        try:
+        with refusing(lambda said: NotConvertible(self._title, f"onnxmltools: {said}", _REMEDY)):
             made = getattr(onnxmltools, self._converter)(
                 self._booster,
                 initial_types=[(FEATURES, FloatTensorType([None, self._columns]))],
                 target_opset=_OPSET,
                 **self._options(),
             )
-        except Exception as error:  # converters raise whatever there is
-            raise NotConvertible(self._title, f"onnxmltools: {error}", _REMEDY) from error
         open_batch(made)
         out.write_bytes(made.SerializeToString())
         return ()

@@ -6,19 +6,30 @@ Invariant: a door looks at names and first bytes only, and imports its framework
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 
-from edgekit_contract.errors import Refused
+from edgekit_contract.errors import EdgekitError, Refused
 
-__all__ = ["Door", "ExtraMissing", "NotConvertible", "Opened", "bases_of", "no_files"]
+__all__ = [
+    "Door",
+    "ExtraMissing",
+    "NotConvertible",
+    "Opened",
+    "bases_of",
+    "no_files",
+    "one_line",
+    "refusing",
+]
 
 _DETAIL_CHARS: Final = 300
+_LINE_CHARS: Final = 240
 
 
 class Opened(Protocol):
@@ -89,6 +100,24 @@ class NotConvertible(Refused):
         detail = " ".join(detail.split())[:_DETAIL_CHARS].rstrip(". ")
         super().__init__(f"{title} cannot be written as ONNX ({detail}): {remedy}.")
         self.detail = detail
+
+
+@contextlib.contextmanager
+def refusing(sentence: Callable[[str], Refused]) -> Iterator[None]:
+    """Make one sentence of whatever is raised, given in one line; want of memory goes on as it is."""
+    try:
+        yield
+    except (EdgekitError, MemoryError):
+        raise
+    except Exception as error:
+        raise sentence(one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Class and first line of what is said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return said[:_LINE_CHARS].rstrip(". ")
 
 
 def bases_of(value: object) -> Sequence[str]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_converters.sources.doors import pytorch
-from edgekit_converters.sources.doors.door import Door, NotConvertible
+from edgekit_converters.sources.doors.door import Door, NotConvertible, refusing
 from edgekit_converters.sources.pickles import Pickled
 
 __all__ = ["DOORS"]
@@ -89,7 +89,6 @@ def _open_directory(path: Path) -> pytorch.Module:
     os.environ.update(_OFFLINE)
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     kind = getattr(transformers, architecture, None)
     if not (inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)):
@@ -97,7 +96,12 @@ def _open_directory(path: Path) -> pytorch.Module:
             f"{path.name} is a {architecture}, which transformers {transformers.__version__} does "
             "not have: install a version that has it, or export the model to ONNX yourself."
         )
-    try:
+    with refusing(
+        lambda said: Refused(
+            f"transformers {transformers.__version__} does not open {path.name} ({said}): copy it "
+            f"again, or save it by {_SAVE}."
+        )
+    ):
         load: Any = kind.from_pretrained  # type: ignore[attr-defined]
         model, told = load(
             path,
@@ -108,12 +112,6 @@ def _open_directory(path: Path) -> pytorch.Module:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
-            ImportError) as error:  # fmt: skip
-        raise Refused(
-            f"transformers {transformers.__version__} does not open {path.name} "
-            f"({_line(error)}): copy it again, or save it by {_SAVE}."
-        ) from error
     if missing := sorted(told["missing_keys"]):
         named = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise Refused(
@@ -242,11 +240,6 @@ def _inputs(
         f"a {architecture} takes {main}, which edgekit knows no example of",
         "name a package.module:callable that returns the model and its example inputs",
     )
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _no_object(value: Any, name: str) -> pytorch.Module:

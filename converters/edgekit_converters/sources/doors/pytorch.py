@@ -21,7 +21,14 @@ import numpy as np
 import onnx
 
 from edgekit_contract.errors import Refused
-from edgekit_converters.sources.doors.door import Door, NotConvertible, Opened, no_files
+from edgekit_converters.sources.doors.door import (
+    Door,
+    NotConvertible,
+    Opened,
+    no_files,
+    one_line,
+    refusing,
+)
 from edgekit_converters.sources.exported_program import cleaned, is_exported_program
 
 __all__ = ["DOORS", "MODULES", "PACKAGES", "Module"]
@@ -42,15 +49,13 @@ def _open_file(path: Path) -> Program:
 
     safe = Path(tempfile.gettempdir()) / "program.pt2"
     cleaned(path, safe)
-    try:
+    with refusing(
+        lambda said: Refused(
+            f"PyTorch {torch.__version__} does not open {path.name} ({said}): save it again with "
+            "torch.export.save."
+        )
+    ):
         return Program(torch.export.load(safe), path.name)
-    except Refused:
-        raise
-    except Exception as error:  # whatever its parser meets
-        raise Refused(
-            f"PyTorch {torch.__version__} does not open {path.name} ({_first_line(error)}): save "
-            "it again with torch.export.save."
-        ) from error
 
 
 def _open_object(value: Any, name: str) -> Opened:
@@ -114,17 +119,17 @@ class Module:
                     "module with an open one."
                 )
         if program is None:
-            try:
+            with refusing(
+                lambda said: NotConvertible(
+                    self._title,
+                    f"torch.export: {said}",
+                    "change forward so that torch.export can trace it, or export it to ONNX "
+                    "yourself",
+                )
+            ):
                 program = torch.export.export(
                     self._module, self._args, self._words, dynamic_shapes=self._shapes
                 )
-            except Exception as error:  # whatever tracing meets
-                raise NotConvertible(
-                    self._title,
-                    f"torch.export: {_first_line(error)}",
-                    "change forward so that torch.export can trace it, or export it to ONNX "
-                    "yourself",
-                ) from error
         Program(program, self._title, inputs=self.inputs, axes=self._axes).export(out)
         return remarks
 
@@ -197,6 +202,8 @@ class Program:
                 output_names=outputs,
             )
             made.save(out, external_data=True)
+        except MemoryError:
+            raise
         except Exception as error:  # the exporter has no class of its own for all of it
             raise _not_convertible(self._title, error) from error
         _name_axes(out, self._axes)
@@ -268,14 +275,9 @@ def _not_convertible(title: str, error: Exception) -> NotConvertible:
         seen = seen.__cause__ or seen.__context__
     return NotConvertible(
         title,
-        f"torch.onnx: {_first_line(error)}",
+        f"torch.onnx: {one_line(error)}",
         "export it with another version of PyTorch, or to ONNX yourself",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 DOORS: Final = (
