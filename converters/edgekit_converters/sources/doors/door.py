@@ -104,7 +104,7 @@ class NotConvertible(Refused):
 
 @contextlib.contextmanager
 def refusing(sentence: Callable[[str], Refused]) -> Iterator[None]:
-    """Make one sentence of whatever is raised, given in one line; want of memory goes on as it is."""
+    """Make a sentence of whatever is raised, given in one line; want of memory goes on as it is."""
     try:
         yield
     except (EdgekitError, MemoryError):
