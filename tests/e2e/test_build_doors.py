@@ -115,10 +115,8 @@ def test_exported_program_of_pytorch_reads_digits(
     torch_digits: Path, tmp_path: Path, key: PrivateKey
 ) -> None:
     need_package("onnxscript", install=DOORS)
-    images, labels = door_models.digits()
-    data = tmp_path / "validation.npz"
-    np.savez(data, input=images[door_models.SEEN :], labels=labels[door_models.SEEN :])
-    report, manifest = built(torch_digits / "digits.pt2", tmp_path, key, validation=str(data))
+    data = str(torch_digits / "validation.npz")
+    report, manifest = built(torch_digits / "digits.pt2", tmp_path, key, validation=data)
     assert_compared(report.remarks, "torch 2", 256)
     score = report.candidates[0].score
     assert report.metric == "top1" and score is not None and score.value > 0.85
@@ -133,11 +131,9 @@ def test_module_of_pytorch_comes_from_a_callable_named_in_edgekit_toml(
     need_package("onnxscript", install=DOORS)
     monkeypatch.chdir(torch_digits)
     (torch_digits / "edgekit.toml").write_text(
-        'model = "shop:digits"\nprofiles = ["demo-small"]\nvalidation = "data.npz"\n'
+        'model = "shop:digits"\nprofiles = ["demo-small"]\nvalidation = "validation.npz"\n'
         'recipes = ["float32-optimized"]\nsearch_time_s = 1\n'
     )
-    images, labels = door_models.digits()
-    np.savez("data.npz", input=images[door_models.SEEN :], labels=labels[door_models.SEEN :])
     answer = edgekit("build", "-o", tmp_path)
     assert answer.code == 0, answer.err
     assert "Converted from torch 2" in answer.out

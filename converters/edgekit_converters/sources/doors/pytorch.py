@@ -176,6 +176,7 @@ class Program:
         axes: Mapping[int, str] | None = None,
     ) -> None:
         self._program, self._title = program, title
+        self._module: Any = None
         self._axes = {0: "batch"} if axes is None else axes
         signature = program.graph_signature
         for part in (*signature.user_inputs, *signature.user_outputs):
@@ -215,8 +216,10 @@ class Program:
 
         tensors = [torch.from_numpy(np.array(feeds[name])) for name in self._inputs]
         args, words = _pytree.tree_unflatten(tensors, self._program.call_spec.in_spec)
+        if self._module is None:
+            self._module = self._program.module()
         with torch.no_grad():
-            return _named(self._program.module()(*args, **words))
+            return _named(self._module(*args, **words))
 
 
 def _parameters(module: Any, count: int) -> list[str]:
