@@ -379,7 +379,7 @@ class _Build:
         baseline = self._kitchen.make(plan.recipes[0])
         if baseline.failure is not None:
             raise Refused(
-                f"{self._request.model.name} cannot be converted for {plan.runtimes[0].kind.value} "
+                f"{self._material.source.title} cannot be converted for {plan.runtimes[0].kind.value} "
                 f"({baseline.failure}): choose a profile with {self._material.source.kind.value}, "
                 "or change the model."
             )
