@@ -46,7 +46,7 @@ def workshop() -> Iterator[Workshop]:
 
 
 def refusal(
-    model: Path | str, scratch: Path, workshop: Workshop, *, conversion_s: float = 50.0
+    model: Path | str, scratch: Path, workshop: Workshop, *, conversion_s: float = 300.0
 ) -> str:
     """What the user is told."""
     inner = scratch / "scratch"
@@ -101,10 +101,20 @@ def test_callable_that_fills_the_disk_is_stopped(tmp_path: Path, workshop: Works
 def test_callable_that_makes_another_model_each_time_is_refused(
     tmp_path: Path, workshop: Workshop
 ) -> None:
-    source = open_source("bad_callables:unseeded", scratch=tmp_path, run=workshop.run)
+    source = open_source(
+        "bad_callables:unseeded", scratch=tmp_path, run=workshop.run, conversion_s=300
+    )
     data = open_data(door_models.digits_data(tmp_path / "v.npz"))
     with pytest.raises(Refused, match="makes another model, or other inputs, each time"):
-        gather(source, data, None, normalizes=False, scratch=tmp_path, run=workshop.run)
+        gather(
+            source,
+            data,
+            None,
+            normalizes=False,
+            scratch=tmp_path,
+            run=workshop.run,
+            conversion_s=300,
+        )
 
 
 def test_command_refuses_with_exit_code_1_and_writes_nothing(tmp_path: Path) -> None:
@@ -332,5 +342,5 @@ def test_pickle_beside_safetensors_is_not_opened(
 ) -> None:
     place, witness = shutil.copytree(tiny_bert, tmp_path / "tiny"), tmp_path / "witness"
     (place / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(witness)))
-    open_source(place, scratch=tmp_path, run=workshop.run)
+    open_source(place, scratch=tmp_path, run=workshop.run, conversion_s=300)
     assert not witness.exists()
