@@ -378,10 +378,11 @@ class _Build:
     ) -> Search:
         baseline = self._kitchen.make(plan.recipes[0])
         if baseline.failure is not None:
+            source = self._material.source
             raise Refused(
-                f"{self._material.source.title} cannot be converted for {plan.runtimes[0].kind.value} "
-                f"({baseline.failure}): choose a profile with {self._material.source.kind.value}, "
-                "or change the model."
+                f"{source.title} cannot be converted for {plan.runtimes[0].kind.value} "
+                f"({baseline.failure}): choose a profile with {source.kind.value}, or change the "
+                "model."
             )
         profiles = self._plan.profiles
         screen = bench.screen(baseline, options)
