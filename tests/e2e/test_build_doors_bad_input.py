@@ -106,15 +106,7 @@ def test_callable_that_makes_another_model_each_time_is_refused(
     )
     data = open_data(door_models.digits_data(tmp_path / "v.npz"))
     with pytest.raises(Refused, match="makes another model, or other inputs, each time"):
-        gather(
-            source,
-            data,
-            None,
-            normalizes=False,
-            scratch=tmp_path,
-            run=workshop.run,
-            conversion_s=300,
-        )
+        gather(source, data, None, normalizes=False, scratch=tmp_path, run=workshop.run)
 
 
 def test_command_refuses_with_exit_code_1_and_writes_nothing(tmp_path: Path) -> None:
