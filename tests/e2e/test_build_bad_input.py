@@ -55,7 +55,8 @@ def test_file_that_is_named_tflite_is_said_to_be_none(tmp_path: Path, data: byte
 
 
 def test_tflite_without_outputs_is_refused(tmp_path: Path) -> None:
-    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    from ai_edge_litert import schema_py_generated as schema
+
     model = schema.ModelT.InitFromPackedBuf(relu_file(8), 0)
     model.subgraphs[0].outputs = np.zeros(0, np.int32)
     builder = flatbuffers.Builder()
