@@ -152,9 +152,7 @@ def gather(
     inputs = source.signature.inputs
     for held, kind in ((inputs, "input"), (source.signature.outputs, "output")):
         if not held:
-            raise Refused(
-                f"{source.origin.name} has no {kind}: export it with what it takes and gives."
-            )
+            raise Refused(f"{source.title} has no {kind}: export it with what it takes and gives.")
     data = validation or calibration
     if calibration is not None:
         calibration.first(inputs)
