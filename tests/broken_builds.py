@@ -1,4 +1,5 @@
-"""What a build must make of a broken model, and a program that builds the whole corpus (`mutants`).
+"""What a build must make of a broken model, and a program that builds a whole corpus (`mutants`,
+or with `--tflite` `tflite_mutants`).
 
 The program (`scripts/fuzz`) uses the real command, in children of its own, every other time with
 data and int8 recipes, and prints how each kind ended. Invariant of a build that `trouble` checks:
@@ -27,10 +28,12 @@ import numpy as np
 from mutants import Mutant, mutants
 from onnx import TensorProto
 from small_models import SMALL_MODELS
+from tflite_mutants import tflite_mutants
 
 __all__ = ["Sandbox"]
 
 SECONDS = 60
+_RECIPES = {".onnx": "float32-optimized", ".tflite": "float32"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Sandbox:
     dry_run: bool = False
     int8: bool = False
     """With data, and recipes that calibrate and quantize."""
+    suffix: str = ".onnx"
 
     def put(self, mutant: Mutant) -> None:
         (self.root / "source").mkdir()
@@ -60,12 +64,12 @@ class Sandbox:
 
     @property
     def model(self) -> Path:
-        return self.root / "source" / "m.onnx"
+        return self.root / "source" / f"m{self.suffix}"
 
     @property
     def words(self) -> tuple[str, ...]:
         """What follows `edgekit`."""
-        recipes: tuple[str, ...] = ("--recipe", "float32-optimized")
+        recipes: tuple[str, ...] = ("--recipe", _RECIPES[self.suffix])
         if self.int8:
             recipes = (
                 "--recipe", "int8-dynamic/per-channel*",
@@ -85,7 +89,9 @@ class Sandbox:
         last = lines[-1] if lines else ""
         out = self.root / "out"
         written = sorted(p.name for p in out.iterdir()) if out.exists() else []
-        kept = {"m.onnx": mutant.model} | ({"weights.bin": mutant.data} if mutant.data else {})
+        kept = {self.model.name: mutant.model} | (
+            {"weights.bin": mutant.data} if mutant.data else {}
+        )
         found = {
             "took too long": seconds > SECONDS,
             f"ended with {code}": code not in (0, 1),
@@ -176,18 +182,21 @@ def _main() -> int:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant to build")
     parser.add_argument("--verbose", action="store_true", help="print what each build said")
+    parser.add_argument("--tflite", action="store_true", help="build the corpus of TFLite files")
     asked = parser.parse_args()
     importlib.import_module("edgekit.build.builder")  # once, and not in every fork
 
     ends: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     bad, slowest = 0, 0.0
     digest = hashlib.sha256()
-    for index, mutant in enumerate(mutants(asked.count)):
+    corpus = tflite_mutants(asked.count) if asked.tflite else mutants(asked.count)
+    for index, mutant in enumerate(corpus):
         digest.update(mutant.model + mutant.data)
         if index < asked.first:
             continue
         with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as directory:
-            sandbox = Sandbox(Path(directory), int8=index % 2 == 1)
+            is_int8 = index % 2 == 1 and not asked.tflite
+            sandbox = Sandbox(Path(directory), int8=is_int8, suffix=mutant.suffix)
             sandbox.put(mutant)
             code, said, seconds = _run(sandbox)
             trouble = sandbox.trouble(mutant, code, said, seconds)

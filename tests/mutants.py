@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from small_models import SMALL_MODELS
 
-__all__ = ["KINDS", "Mutant", "mutants"]
+__all__ = ["BYTE_EDITS", "KINDS", "Chance", "Mutant", "mutants"]
 
 INT64_MAX = 2**63 - 1
 _HUGE = (2**31 - 1, 2**31, 2**40, INT64_MAX)
@@ -32,6 +32,7 @@ class Mutant:
     """Of the file `weights.bin` beside it; empty: there is none."""
     base: str = ""
     """The small model that it was made from."""
+    suffix: str = ".onnx"
 
 
 # Bytes
@@ -343,7 +344,7 @@ def _external(model: ModelProto, chance: Chance) -> None:
         fields[key].value = chance.choice(values)
 
 
-_BYTE_EDITS: Mapping[str, Callable[[bytes, Chance], bytes]] = {
+BYTE_EDITS: Mapping[str, Callable[[bytes, Chance], bytes]] = {
     "bits flipped": _flip,
     "cut short": _truncate,
     "bytes spliced": _splice,
@@ -373,7 +374,7 @@ _FIELD_EDITS: Mapping[str, Edit] = {
     "external data": _external,
 }
 
-KINDS = (*_BYTE_EDITS, *_FIELD_EDITS)
+KINDS = (*BYTE_EDITS, *_FIELD_EDITS)
 
 
 def mutants(count: int) -> Iterator[Mutant]:
@@ -383,7 +384,7 @@ def mutants(count: int) -> Iterator[Mutant]:
         chance = random.Random(index)
         name = chance.choice([*bases, *(["external"] * 9 if kind == "external data" else [])])
         model, data = bases[name]
-        if edit := _BYTE_EDITS.get(kind):
+        if edit := BYTE_EDITS.get(kind):
             model = edit(model, chance)
             if data and chance.random() < 0.5:
                 data = _truncate(data, chance)

@@ -59,6 +59,8 @@ _RESULT: Final = "result.json"
 _REQUEST: Final = "request.json"
 _STDERR: Final = "stderr"
 _GOODBYE_S: Final = 5.0
+_LOOK_S: Final = 0.5
+"""How often a call that is not over is looked at for what it writes."""
 _SLOW_DISK_BYTES_PER_S: Final = 20 * limits.MIB
 # Libraries may start BLAS or OpenMP in a child: their pools would fight over the cores.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -72,6 +74,10 @@ class Limits:
     memory_bytes: int = 4 * limits.GIB
     """Private writable memory (RLIMIT_DATA): mapped model files do not count."""
     file_bytes: int = limits.MAX_BUNDLE_BYTES
+    directory: Path | None = None
+    """Where the call writes besides its own temporary directory."""
+    directory_bytes: int | None = None
+    """How much it may write into both together; looked at now and then. None: not looked at."""
 
 
 Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
@@ -81,9 +87,9 @@ Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
 class StepFailed(Refused):
     """A child crashed, hung, ran out of memory or raised."""
 
-    def __init__(self, step: str, detail: str) -> None:
+    def __init__(self, step: str, detail: str, *, timed_out: bool = False) -> None:
         super().__init__(f"{step} failed: {detail}.")
-        self.step, self.detail = step, detail
+        self.step, self.detail, self.timed_out = step, detail, timed_out
 
 
 class StepRefused(Refused):
@@ -111,6 +117,8 @@ class _End:
     code: int | None
     """Exit code, or minus the signal; None where nobody could tell."""
     timed_out: bool
+    written_bytes: int | None = None
+    """Where it was stopped for writing so much."""
 
 
 def limits_for(model_bytes: int, *, timeout_s: float = 40.0) -> Limits:
@@ -160,9 +168,13 @@ class Workshop:
             home = Path(directory)
             request = _Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
             (home / _REQUEST).write_bytes(msgspec.json.encode(request))
-            end = server.call(home, bounds.timeout_s)
+            end = server.call(home, bounds)
             if end.timed_out:
-                raise StepFailed(step, f"it did not end within {bounds.timeout_s:.3g} s")
+                said = f"it did not end within {bounds.timeout_s:.3g} s"
+                raise StepFailed(step, said, timed_out=True)
+            if end.written_bytes is not None:
+                said = f"it wrote {end.written_bytes >> 20} MiB to the disk and was stopped"
+                raise StepFailed(step, said)
             try:
                 answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
             except (OSError, msgspec.DecodeError) as error:
@@ -212,9 +224,9 @@ class _Server:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, home: Path, timeout_s: float) -> _End:
+    def call(self, home: Path, bounds: Limits) -> _End:
         """Have the request in `home` carried out, and wait for its end."""
-        ends = time.monotonic() + timeout_s
+        ends = time.monotonic() + bounds.timeout_s
         reader, writer = os.pipe()
         group, is_over, told = None, False, b""
         try:
@@ -225,7 +237,11 @@ class _Server:
             finally:
                 os.close(writer)
             # first the process group of the call, then its exit code, then the end of all of it
-            while select.select([reader], [], [], max(0.0, ends - time.monotonic()))[0]:
+            while (left_s := ends - time.monotonic()) > 0:
+                if not select.select([reader], [], [], min(left_s, _LOOK_S))[0]:
+                    if (written := _too_much(home, bounds)) is not None:
+                        return _End(code=None, timed_out=False, written_bytes=written)
+                    continue
                 if not (piece := os.read(reader, 64)):
                     code = told.split(b"\n")[1] if is_over else None
                     return _End(code=int(code) if code else None, timed_out=False)
@@ -254,6 +270,19 @@ class _Server:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _too_much(home: Path, bounds: Limits) -> int | None:
+    """Bytes on the disk, where they are more than the call may write."""
+    if bounds.directory_bytes is None:
+        return None
+    written = 0
+    for root in filter(None, (home, bounds.directory)):
+        for directory, _, files in os.walk(root):
+            for name in files:
+                with contextlib.suppress(OSError):  # it may be gone by now
+                    written += os.lstat(Path(directory, name)).st_blocks * 512
+    return written if written > bounds.directory_bytes else None
 
 
 def _cause(code: int, stderr: Path) -> str:

@@ -96,6 +96,8 @@ def load(path: str, kind: str, *, name: str) -> Any:
             f"{name} does not load in {runtime.value} ({_plain(error.detail)}): "
             "export it again, or for an older operator set."
         ) from error
+    if not session.outputs:
+        raise Refused(f"{name} gives nothing: export it with an output.")
     return msgspec.to_builtins(Signature(inputs=session.inputs, outputs=session.outputs))
 
 

@@ -100,7 +100,12 @@ def make(
     """
     with isolation.Workshop() as workshop:
         with watch.stage("reading the model", None):
-            source = open_source(request.model, scratch=scratch, run=workshop.run)
+            source = open_source(
+                request.model,
+                scratch=scratch,
+                run=workshop.run,
+                conversion_s=request.conversion_time_s,
+            )
             material = gather(
                 source,
                 calibration,
@@ -345,10 +350,11 @@ class _Build:
     ) -> Search:
         baseline = self._kitchen.make(plan.recipes[0])
         if baseline.failure is not None:
+            source = self._material.source
             raise Refused(
-                f"{self._request.model.name} cannot be converted for {plan.runtimes[0].kind.value} "
-                f"({baseline.failure}): choose a profile with {self._material.source.kind.value}, "
-                "or change the model."
+                f"{source.title} cannot be converted for {plan.runtimes[0].kind.value} "
+                f"({baseline.failure}): choose a profile with {source.kind.value}, or change the "
+                "model."
             )
         profiles = self._plan.profiles
         screen = bench.screen(baseline, options)
@@ -417,12 +423,13 @@ class _Build:
             opset=facts.opset,
             peak_ram_bytes=report.peak_ram_bytes,
             provenance=Provenance(
-                source_name=source.origin.name,
+                source_name=source.title,
                 source_sha256=source.sha256,
                 recipe=variant.title,
                 calibration_sha256=ranges.sha256 if needs_ranges else None,
-                git_commit=git_commit(source.origin),
-                tools=tool_versions(
+                git_commit=None if source.origin is None else git_commit(source.origin),
+                tools=source.versions
+                | tool_versions(
                     environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
                 ),
             ),

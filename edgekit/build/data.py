@@ -18,11 +18,11 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from edgekit.build.callables import is_callable_name, load_callable
 from edgekit.build.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_rows
 from edgekit.build.samples import DataRejected, Row, Sample, fit
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import Preprocess, TensorSpec
+from edgekit_converters.callables import is_callable_name, load_callable
 
 __all__ = ["Data", "open_data"]
 

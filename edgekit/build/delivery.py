@@ -137,7 +137,7 @@ def finish(
     Errors: `Refused`.
     """
     watch = progress or Silent()
-    commit = git_commit(request.model)
+    commit = git_commit(request.model) if isinstance(request.model, Path) else None
     # all are signed and tried before one is written: one that refuses leaves nothing behind
     sealed = [signed(f.sealed, request.key, git_commit=commit) for f in prepared.finished]
     others = [

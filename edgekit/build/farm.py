@@ -218,7 +218,7 @@ def _anywhere(request: BuildRequest) -> BuildRequest:
     """With paths that hold in every working directory."""
     return replace(
         request,
-        model=request.model.absolute(),
+        model=request.model.absolute() if isinstance(request.model, Path) else request.model,
         calibration=_absolute(request.calibration),
         validation=_absolute(request.validation),
         figures=(request.figures or default_path()).absolute(),

@@ -21,12 +21,12 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.callables import is_callable_name
 from edgekit.build.host import read_host
 from edgekit.build.notebook import default_path
 from edgekit.build.request import BuildRequest
 from edgekit_contract.profile import Profile
 from edgekit_converters import environments
+from edgekit_converters.callables import is_callable_name
 from edgekit_converters.recipes import all_recipes
 from edgekit_converters.sources import sha256_of
 
@@ -34,8 +34,8 @@ __all__ = [
     "APART",
     "Circumstances",
     "circumstances",
-    "is_repeatable",
     "key_of",
+    "repeatable_model",
     "result_key",
     "source_digest",
 ]
@@ -135,10 +135,13 @@ def key_of(ingredients: Mapping[str, object]) -> str:
     return hashlib.sha256(msgspec.json.encode(whole, order="deterministic")).hexdigest()
 
 
-def is_repeatable(request: BuildRequest) -> bool:
-    """Whether a key can tell all that the result depends on: what code of the user's measures is
-    known to nobody but itself."""
-    return request.model.is_file() and not is_callable_name(request.metric)
+def repeatable_model(request: BuildRequest) -> Path | None:
+    """The model's file, where a key can tell all that the result depends on: what code of the
+    user's makes or measures is known to nobody but itself."""
+    model = request.model
+    if isinstance(model, str) or not model.is_file() or is_callable_name(request.metric):
+        return None
+    return model
 
 
 def result_key(
@@ -155,7 +158,7 @@ def result_key(
     }
     return key_of(
         {
-            "model": {"name": request.model.name, "files": model},
+            "model": {"name": Path(request.model).name, "files": model},
             "data": data,
             "request": asked,
             "profile": profile,

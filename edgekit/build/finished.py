@@ -15,7 +15,7 @@ import msgspec
 
 from edgekit.build.cache import Cache, Kind
 from edgekit.build.data import Data
-from edgekit.build.fingerprint import is_repeatable, key_of, result_key
+from edgekit.build.fingerprint import key_of, repeatable_model, result_key
 from edgekit.build.pack import Sealed
 from edgekit.build.parcel import Unpacked, pack, unpack
 from edgekit.build.plan import ProfilePlan, SkippedRecipe
@@ -154,16 +154,17 @@ class Records:
 
     def find(self, *, into: Path) -> dict[str, Finished]:
         """By profile, what is kept."""
-        if self.cache is None or not is_repeatable(self.request):
+        file = repeatable_model(self.request)
+        if self.cache is None or file is None:
             return {}
         weights = self.cache.get(
-            Kind.WEIGHTS, self._weights_key(sha256_of(self.request.model)), _Weights, into=into
+            Kind.WEIGHTS, self._weights_key(sha256_of(file)), _Weights, into=into
         )
         if weights is None:
             return {}
-        beside = self.request.model.resolve().parent
+        beside = file.resolve().parent
         try:
-            model = _digests(self.request.model, [beside / name for name in weights.value.names])
+            model = _digests(file, [beside / name for name in weights.value.names])
         except OSError:
             return {}
         found = {}
@@ -176,14 +177,15 @@ class Records:
 
     def keep(self, source: Source, made: Sequence[Finished]) -> None:
         """Keep what was built of this model; not where DATA changed meanwhile."""
-        if self.cache is None or not is_repeatable(self.request):
+        file = repeatable_model(self.request)
+        if self.cache is None or file is None:
             return
         if {name: data.sha256() for name, data in self.data.items()} != self.digests:
             return
         files = [path for path, _ in source.data]
-        beside = source.origin.resolve().parent
+        beside = file.resolve().parent
         names = tuple(path.relative_to(beside).as_posix() for path in files)
-        model = _digests(source.origin, files)
+        model = _digests(file, files)
         self.cache.put(Kind.WEIGHTS, self._weights_key(source.sha256), _Weights(names), {})
         for finished in made:
             key = self._key(finished.plan.profile, model)

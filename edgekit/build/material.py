@@ -20,6 +20,7 @@ from edgekit.build.report import ModelCard
 from edgekit.build.samples import DataChanged, Sample
 from edgekit.build.shelf import NOTHING_KEPT, Shelf
 from edgekit.build.split import Split
+from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
@@ -36,6 +37,10 @@ _GENERATED: Final = 16
 """Inputs to make up where there are no data."""
 _TRIALS: Final = 4
 """Samples that each step of normalization is proved on."""
+_COMPARED: Final = 256
+"""Samples that a converted model is compared with its framework on, at most,"""
+_COMPARED_BYTES: Final = 64 * limits.MIB
+"""and how much they may hold together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +161,7 @@ def gather(
     inputs = source.signature.inputs
     for held, kind in ((inputs, "input"), (source.signature.outputs, "output")):
         if not held:
-            raise Refused(
-                f"{source.origin.name} has no {kind}: export it with what it takes and gives."
-            )
+            raise Refused(f"{source.title} has no {kind}: export it with what it takes and gives.")
     data = validation or calibration
     if calibration is not None:
         calibration.first(inputs)
@@ -172,8 +175,9 @@ def gather(
     tried = _try_out(source, given, scratch, run)
     references = [read_tensors(Path(trial.reference)) for trial in tried.trials]
     remarks = (
+        *_compared(source, data, tried, scratch, run),
         *source.remarks,
-        *_remarks(source.origin.name, tried, references, has_data=data is not None),
+        *_remarks(source.title, tried, references, has_data=data is not None),
     )
     normalized = Normalized(path=source.path, steps=(), remarks=())
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
@@ -217,6 +221,25 @@ def read_litert(path: Path, run: isolation.Run) -> LiteRtFacts | None:
     return msgspec.convert(found, LiteRtFacts)
 
 
+def _compared(
+    source: Source, data: Data | None, tried: Tried, scratch: Path, run: isolation.Run
+) -> Iterator[str]:
+    """What a converted model has in common with its framework's. Errors: `Refused`."""
+    if source.conversion is None:
+        return
+    feeds = [Path(trial.feeds) for trial in tried.trials]
+    named = "made-up inputs, for want of data"
+    if data is not None:
+        feeds, held, named = [], 0, f"samples of {data.title}"
+        for sample in data.samples(source.signature.inputs, limit=_COMPARED):
+            held += sum(array.nbytes for array in sample.feeds.values())
+            if feeds and held > _COMPARED_BYTES:
+                break
+            feeds.append(scratch / f"compared{len(feeds)}.npz")
+            write_tensors(feeds[-1], sample.feeds)
+    yield source.conversion.check(source.path, feeds, data=named, run=run)
+
+
 def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolation.Run) -> Tried:
     """The first runs of a stranger's model, in a child process. Errors: `Refused`."""
     words = {
@@ -226,22 +249,22 @@ def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolatio
         "directory": str(scratch),
     }
     bounds = isolation.limits_for(source.size_bytes)
-    step = f"running {source.origin.name}"
+    step = f"running {source.title}"
     try:
         found = run(step, "edgekit_converters.proof:try_out", words, bounds)
     except isolation.StepRefused as error:
         if given:
             raise Refused(
-                f"{source.origin.name} does not run on the first sample ({error}) "
+                f"{source.title} does not run on the first sample ({error}) "
                 "Check that the data are what the model takes."
             ) from error
         raise Refused(
-            f"{source.origin.name} runs on no made-up input ({error}) "
+            f"{source.title} runs on no made-up input ({error}) "
             "Give --validation or --calibration data."
         ) from error
     except isolation.StepFailed as error:
         raise Refused(
-            f"{source.origin.name} could not be run: {error.detail}; "
+            f"{source.title} could not be run: {error.detail}; "
             + (
                 "check that the data are what the model takes."
                 if given

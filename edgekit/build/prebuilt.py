@@ -91,14 +91,22 @@ def prebuilt_kind(request: BuildRequest) -> RuntimeKind | None:
                 f"--runtime {named.value}: models of {named.value} are built, not packed as they "
                 "are: leave it out."
             )
+        _file(request)
         return named
     listed = {runtime.kind for profile in request.profiles for runtime in profile.runtimes}
     if not any(kind.is_plugin for kind in listed):
         return None
-    found = plugin_for_file(request.model)
+    found = plugin_for_file(request.model) if isinstance(request.model, Path) else None
     if found is None and len(listed) == 1:
         found = next(iter(listed))
     return found if found in listed else None
+
+
+def _file(request: BuildRequest) -> Path:
+    """Errors: `Misused` for a callable."""
+    if isinstance(request.model, str):
+        raise Misused(f"{request.model} is a callable, and what is prebuilt is a file: name it.")
+    return request.model
 
 
 def _plan(kind: RuntimeKind, profiles: Sequence[Profile]) -> Plan:
@@ -134,7 +142,7 @@ def _execute(
     data = None if name is None else open_data(name, preprocess=request.preprocess)
     with watch.stage("reading the model", None):
         # children work elsewhere
-        found = _open(request.model.absolute(), kind, data, scratch=scratch)
+        found = _open(_file(request).absolute(), kind, data, scratch=scratch)
     decided = [_decide(request, plan, found, watch) for plan in plan.profiles]
     with watch.stage("packing", len(decided)) as advance:
         sealed = [seal(contents, request.key) for _, contents in decided]

@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 
 import edgekit_profiles
-from edgekit.build.callables import is_callable_name
 from edgekit.build.metrics.options import DEFAULTS, CtcOptions, DetectionOptions, MetricOptions
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.release.keys import PrivateKey
@@ -23,6 +22,8 @@ from edgekit_contract import limits
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import AudioPreprocess, ImagePreprocess, Postprocess, Preprocess
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.callables import is_callable_name
+from edgekit_converters.sources import model_named
 
 __all__ = [
     "FILENAME",
@@ -34,6 +35,7 @@ __all__ = [
     "runtime_kind",
     "share",
     "slug",
+    "stem_of",
 ]
 
 FILENAME: Final = "edgekit.toml"
@@ -64,6 +66,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective | None = None
     recipes: tuple[str, ...] = ()
     search_time_s: float | None = None
+    conversion_time_s: float | None = None
     runtime: RuntimeKind | None = None
     """That the model is prebuilt for."""
     labels: str | None = None
@@ -89,16 +92,15 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
                 f"no model: name one (edgekit build MODEL), or describe the build in {FILENAME} "
                 "(edgekit new)."
             )
-        model = Path(self.model)
         asked: dict[str, Any] = {
             name: value
             for name in _AS_THEY_ARE
             if (value := getattr(self, name)) is not None and value != ()
         }
         return BuildRequest(
-            model=model,
+            model=model_named(self.model),
             profiles=tuple(map(edgekit_profiles.load, self.profiles)),
-            name=self.name if self.name is not None else slug(model.stem),
+            name=self.name if self.name is not None else slug(stem_of(self.model)),
             version=self.version if self.version is not None else _VERSION,
             output=Path(self.output or "."),
             key=key,
@@ -112,9 +114,16 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
 
 _AS_THEY_ARE: Final = (
     "calibration validation metric metric_options max_drop max_ms max_mb objective recipes "
-    "search_time_s runtime".split()
+    "search_time_s conversion_time_s runtime".split()
 )
 """Fields that `BuildRequest` takes without a change."""
+
+
+def stem_of(model: str) -> str:
+    """What a model is called after: its file, its directory, or the module of its callable."""
+    if is_callable_name(model):
+        return model.partition(":")[0].rpartition(".")[2]
+    return Path(model).stem
 
 
 def slug(stem: str) -> str:
@@ -225,17 +234,17 @@ def _relative_to(directory: Path, project: Project) -> Project:
     def beside(name: str | None) -> str | None:
         return None if name is None else str(directory / name)
 
-    def data(name: str | None) -> str | None:
+    def named(name: str | None) -> str | None:
         return name if name is not None and is_callable_name(name) else beside(name)
 
     return msgspec.structs.replace(
         project,
-        model=beside(project.model),
+        model=named(project.model),
         output=beside(project.output or "."),
         key=beside(project.key),
         labels=beside(project.labels),
-        calibration=data(project.calibration),
-        validation=data(project.validation),
+        calibration=named(project.calibration),
+        validation=named(project.validation),
         profiles=tuple(
             str(directory / name) if "/" in name or name.endswith(".toml") else name
             for name in project.profiles

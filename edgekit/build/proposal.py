@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import msgspec
 
-from edgekit.build.callables import is_callable_name
 from edgekit.build.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from edgekit.build.project import Project
 from edgekit.build.scratch import open_scratch
@@ -29,6 +28,7 @@ from edgekit_contract.manifest import (
     Preprocess,
     TensorSpec,
 )
+from edgekit_converters.callables import is_callable_name
 from edgekit_converters.proof import Signature
 from edgekit_converters.sources import open_source
 
@@ -56,8 +56,8 @@ class Media(enum.Enum):
     SOUNDS = "sounds"
 
 
-def read_signature(model: Path) -> Signature:
-    """Inputs and outputs of a model file. Errors: `Misused`, `Refused`."""
+def read_signature(model: Path | str) -> Signature:
+    """Inputs and outputs of a model, see `open_source`. Errors: `Misused`, `Refused`."""
     with open_scratch() as scratch:
         return open_source(model, scratch=scratch).signature
 

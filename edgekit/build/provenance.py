@@ -30,7 +30,12 @@ def tool_versions(pins: Iterable[str] = ()) -> dict[str, str]:
 
 
 def git_commit(path: Path) -> str | None:
-    """The commit checked out where `path` is, if Git tracks that very file and it is unchanged."""
+    """The commit checked out where `path` is, if Git tracks that very file and it is unchanged.
+
+    None for a directory: what of it Git ignores would go unseen.
+    """
+    if path.is_dir():
+        return None
     for command in (
         ["ls-files", "--error-unmatch", path.name],
         ["diff", "--quiet", "HEAD", "--", path.name],

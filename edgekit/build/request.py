@@ -7,13 +7,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.build.callables import is_callable_name
 from edgekit.build.metrics import AUTO, DEFAULTS, MetricOptions, check_metric
 from edgekit.release.keys import PrivateKey
 from edgekit_contract import names
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import Postprocess, Preprocess
 from edgekit_contract.profile import Profile, RuntimeKind
+from edgekit_converters.callables import is_callable_name
+from edgekit_converters.sources import CONVERSION_S
 
 __all__ = ["BuildRequest", "Objective"]
 
@@ -30,7 +31,8 @@ class Objective(enum.Enum):
 class BuildRequest:
     """Errors: `Misused` for a bound or name that is none."""
 
-    model: Path
+    model: Path | str
+    """A file or directory, or, as a text, `package.module:callable`: see `sources.open_source`."""
     profiles: tuple[Profile, ...]
     name: str
     version: str
@@ -51,6 +53,9 @@ class BuildRequest:
     """Patterns (`fnmatch`) of recipe ids; empty: all. The baseline is always made."""
     search_time_s: float = 60.0
     """About how long measuring may take; fewer rounds are run where it is short."""
+    conversion_time_s: float = CONVERSION_S
+    """How long the conversion of another framework's model may take, and as long again its
+    comparison with it."""
     key: PrivateKey | None = None
     preprocess: tuple[Preprocess, ...] = ()
     postprocess: tuple[Postprocess, ...] = ()
@@ -81,6 +86,8 @@ class BuildRequest:
             )
         if not self.search_time_s > 0:
             raise Misused(f"a search of {self.search_time_s} s: give more than 0.")
+        if not 0 < self.conversion_time_s < math.inf:
+            raise Misused(f"a conversion of {self.conversion_time_s} s: give more than 0.")
         for flag, value in (("--max-ms", self.max_ms), ("--max-mb", self.max_mb)):
             if value is not None and not value > 0:
                 raise Misused(f"{flag} {value} is not above 0.")

@@ -37,6 +37,9 @@ __all__ = ["build"]
               help="Try only these recipes, such as 'int8-static/*'.")  # fmt: skip
 @click.option("--search-time", "search_time_s", type=float, metavar="SECONDS",
               help="About how long a build may take; default: 60.")  # fmt: skip
+@click.option("--conversion-time", "conversion_time_s", type=float, metavar="SECONDS",
+              help="How long converting a model of another framework may take; default: "
+              "50.")  # fmt: skip
 @click.option("--runtime", metavar="NAME",
               help="MODEL is prebuilt for this runtime plug-in: pack it as it is.")  # fmt: skip
 @click.option("--name", help="Name of the model; default: that of its file.")
@@ -72,9 +75,11 @@ def build(
 ) -> None:
     """Make the best bundle of each MODEL for each profile.
 
-    MODEL is an .onnx or .tflite file, or what a vendor's tool made for a runtime plug-in
-    (docs/runtimes.md). Without it, or with an edgekit.toml in its place, that file describes the
-    build, and options change it. Of several, one that fails does not stop the others.
+    MODEL is an .onnx or .tflite file; a model of PyTorch, scikit-learn, XGBoost, LightGBM or
+    Hugging Face (docs/sources.md: a file, a directory, or package.module:callable); what a vendor's
+    tool made for a runtime plug-in (docs/runtimes.md); or an edgekit.toml. Without it the
+    edgekit.toml here describes the build, and options change it. Of several, one that fails does
+    not stop the others.
 
     DATA is an .npz (one array per model input, first axis = samples; `labels` for top-1), a
     directory of .npz files, of images or of WAV files (with [preprocess] in edgekit.toml), or

@@ -184,11 +184,11 @@ class _Modules:
 
     def check(self, title: str, project: Project) -> None:
         """Errors: `Misused` where another model's module has the same name."""
-        from edgekit.build.callables import is_callable_name
+        from edgekit_converters.callables import is_callable_name
 
         path = Path(title)
         home = path.resolve().parent if path.suffix == ".toml" else Path.cwd()
-        for name in (project.calibration, project.validation, project.metric):
+        for name in (project.model, project.calibration, project.validation, project.metric):
             if name is None or not is_callable_name(name) or Path(name).exists():
                 continue
             module = name.partition(":")[0].partition(".")[0]
@@ -201,8 +201,8 @@ class _Modules:
 
 def _describe(model: str | None, data: list[str | None]) -> Project:
     """What edgekit.toml says: all of the build, or, where a model is named, what is about it."""
-    from edgekit.build.callables import is_callable_name
     from edgekit.build.project import FILENAME, Project, find_project, load_project
+    from edgekit_converters.callables import is_callable_name
 
     if model is not None and Path(model).suffix != ".toml":
         found = find_project(_places(data))
@@ -217,7 +217,7 @@ def _describe(model: str | None, data: list[str | None]) -> Project:
         )
     path = Path(model if model is not None else FILENAME)
     project = load_project(path)
-    named = (project.calibration, project.validation, project.metric)
+    named = (project.model, project.calibration, project.validation, project.metric)
     if any(name is not None and is_callable_name(name) for name in named):
         sys.path.insert(0, str(path.resolve().parent))  # its modules are beside it
     return project

@@ -116,11 +116,14 @@ def _propose(
 ) -> tuple[Project, Preprocess | None]:
     """The project, and preprocessing that it may need."""
     from edgekit.build import proposal
-    from edgekit.build.project import Project, read_labels, share, slug
+    from edgekit.build.project import Project, read_labels, share, slug, stem_of
     from edgekit.build.project import objective as objective_of
+    from edgekit_converters.sources import model_named
 
-    file = questions.answer(model, "Model (.onnx or .tflite)", _only_model(), _existing)
-    signature = proposal.read_signature(Path(file))
+    file = questions.answer(
+        model, "Model (docs/sources.md has the kinds)", _only_model(), _existing
+    )
+    signature = proposal.read_signature(model_named(file))
     if questions.can_ask:
         _tell(signature)
         if not profiles:
@@ -128,7 +131,7 @@ def _propose(
     chosen = questions.answer(
         ",".join(profiles) or None, "Profiles (names or .toml files, with commas)", None, _profiles
     )
-    beside = Path(file).parent
+    beside = Path(file).parent  # of a callable: here
     judged = questions.answer(
         validation, "Validation data (- for none)", _beside(beside, "validation.npz"), _data
     )
@@ -154,7 +157,7 @@ def _propose(
         postprocess = proposal.suggest_postprocess(signature.outputs, classes)
     project = Project(
         model=file,
-        name=name if name is not None else slug(Path(file).stem),
+        name=name if name is not None else slug(stem_of(file)),
         version=version,
         profiles=chosen,
         key=key,
@@ -193,7 +196,9 @@ def _beside(directory: Path, name: str) -> str:
 
 
 def _existing(name: str) -> str:
-    if not Path(name).is_file():
+    from edgekit_converters.callables import is_callable_name
+
+    if not Path(name).exists() and not is_callable_name(name):
         raise Misused(f"there is no file {name}: check the path.")
     return name
 
@@ -210,7 +215,7 @@ def _profiles(names: str) -> tuple[str, ...]:
 
 
 def _data(name: str) -> str | None:
-    from edgekit.build.callables import is_callable_name
+    from edgekit_converters.callables import is_callable_name
 
     if name == "-":
         return None

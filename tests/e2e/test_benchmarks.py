@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from parts import need
+from parts import need, need_package
 from tools import need_environment, need_sysroot
 
 import edgekit_profiles
@@ -21,6 +21,7 @@ SHORT = {
     "calibration": ("--short",),
     "estimates": ("--short",),
     "dashboard": ("--devices", "200", "--rate", "100", "--seconds", "1", "--rounds", "1"),
+    "doors": ("--short",),
     "emulation": ("--model", "digits", "--inputs", "2"),
     "litert": ("--short",),
     "local_api": ("--rounds", "2"),
@@ -31,7 +32,15 @@ SHORT = {
 }
 LONG = ("build_real_models", "demo")
 """They do what test_build_real_models.py and test_demo.py do again, and have no short form."""
-NO_PROGRAMS = ("machine", "minilm", "more_models", "peers", "published_models", "real_models")
+NO_PROGRAMS = (
+    "door_models",
+    "machine",
+    "minilm",
+    "more_models",
+    "peers",
+    "published_models",
+    "real_models",
+)
 
 
 def test_every_benchmark_is_run_or_said_not_to_be() -> None:
@@ -43,6 +52,8 @@ def test_every_benchmark_is_run_or_said_not_to_be() -> None:
 def test_benchmark_prints_its_figures_and_the_machine(name: str) -> None:
     need("mosquitto")
     need("chromium")
+    if name == "doors":
+        need_package("skl2onnx", install="scripts/models")
     environment = dict(os.environ)
     if name == "emulation":
         environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import flatbuffers
 import msgspec
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from parts import need_command
 from refusals import MODEL, file, npz, refusal
 from small_models import write_small
+from tflite_files import relu_file
 
 import edgekit_profiles
 from edgekit.build import build
@@ -50,6 +52,17 @@ def test_truncated_tflite_is_refused(tmp_path: Path) -> None:
 def test_file_that_is_named_tflite_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
     text = refusal(tmp_path, model=file(tmp_path / "m.tflite", data))
     assert text.startswith("m.tflite is not a LiteRT model") and "ONNX" not in text
+
+
+def test_tflite_without_outputs_is_refused(tmp_path: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(relu_file(8), 0)
+    model.subgraphs[0].outputs = np.zeros(0, np.int32)
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    text = refusal(tmp_path, model=file(tmp_path / "m.tflite", bytes(builder.Output())), recipes=())
+    assert text == "m.tflite gives nothing: export it with an output."
 
 
 def test_missing_model_is_wrong_usage(tmp_path: Path) -> None:

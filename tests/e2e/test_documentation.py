@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from command_line import edgekit
-from parts import need
+from parts import need, need_package
 from tools import need_environment, need_sysroot
 
 import edgekit_profiles
@@ -78,6 +78,8 @@ def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path) -> None:
         "EDGEKIT_PASSPHRASE": "",
         "EDGEKIT_CACHE": str(tmp_path / "cache"),
     }
+    if page.name == "sources.md":
+        need_package("skl2onnx", install="scripts/models")
     if page.name == "emulation.md":
         environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))
     if page.name == "many.md":

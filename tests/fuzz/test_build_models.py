@@ -17,11 +17,16 @@ import pytest
 from broken_builds import Sandbox
 from command_line import edgekit
 from mutants import KINDS, Mutant, mutants
+from tflite_mutants import TFLITE_KINDS, tflite_mutants
 
 from edgekit_converters import isolation
 
 COUNT = 500
 CORPUS = list(mutants(COUNT))
+TFLITE_ROUNDS = 3
+"""Of all kinds; `scripts/fuzz --tflite` builds 500."""
+TFLITE_CORPUS = list(tflite_mutants(TFLITE_ROUNDS * len(TFLITE_KINDS)))
+CORPORA = [(kind, CORPUS) for kind in KINDS] + [(kind, TFLITE_CORPUS) for kind in TFLITE_KINDS]
 
 
 class Shared:
@@ -47,19 +52,25 @@ def shared() -> Iterator[Shared]:
 
 
 def sandbox_of(mutant: Mutant, directory: Path, **how: bool) -> Sandbox:
-    sandbox = Sandbox(directory / "sandbox", **how)
+    sandbox = Sandbox(directory / "sandbox", suffix=mutant.suffix, **how)
     sandbox.root.mkdir()
     sandbox.put(mutant)
     return sandbox
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "corpus"), CORPORA, ids=[f"{corpus[0].suffix[1:]}-{kind}" for kind, corpus in CORPORA]
+)
 def test_broken_model_is_refused_with_a_sentence_or_planned(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Shared
+    kind: str,
+    corpus: list[Mutant],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: Shared,
 ) -> None:
     monkeypatch.setattr(isolation, "Workshop", shared)
     found = {}
-    for mutant in (m for m in CORPUS if m.kind == kind):
+    for mutant in (m for m in corpus if m.kind == kind):
         with tempfile.TemporaryDirectory(dir=tmp_path) as directory, monkeypatch.context() as patch:
             sandbox = sandbox_of(mutant, Path(directory), dry_run=True)
             patch.setenv("TMPDIR", str(sandbox.root / "tmp"))
@@ -101,3 +112,6 @@ def test_corpus_is_the_same_each_time() -> None:
     again = list(mutants(len(CORPUS)))
     assert [(m.name, m.model, m.data) for m in again] == [(m.name, m.model, m.data) for m in CORPUS]
     assert {m.kind for m in CORPUS} == set(KINDS)
+    again = list(tflite_mutants(len(TFLITE_CORPUS)))
+    assert [(m.name, m.model) for m in again] == [(m.name, m.model) for m in TFLITE_CORPUS]
+    assert {m.kind for m in TFLITE_CORPUS} == set(TFLITE_KINDS)

@@ -18,8 +18,8 @@ from edgekit.build.fingerprint import (
     APART,
     Circumstances,
     circumstances,
-    is_repeatable,
     key_of,
+    repeatable_model,
     result_key,
     source_digest,
 )
@@ -145,9 +145,9 @@ def test_source_digest_changes_with_any_module_and_its_name(tmp_path: Path) -> N
 def test_what_code_of_the_users_measures_is_not_repeatable(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(b"model")
-    assert is_repeatable(request(model, tmp_path))
-    assert not is_repeatable(request(model, tmp_path, metric="mine:score"))
-    assert not is_repeatable(request(tmp_path / "missing.onnx", tmp_path))
+    assert repeatable_model(request(model, tmp_path)) == model
+    assert repeatable_model(request(model, tmp_path, metric="mine:score")) is None
+    assert repeatable_model(request(tmp_path / "missing.onnx", tmp_path)) is None
 
 
 def test_data_are_known_by_their_bytes_names_and_folders(tmp_path: Path) -> None:

@@ -258,3 +258,21 @@ def test_example_describes_its_whole_build() -> None:
     assert request.preprocess[0].input == signature.inputs[0].name
     assert suggest_postprocess(signature.outputs, len(request.labels)) is not None
     assert all(Path(str(data)).is_file() for data in (request.calibration, request.validation))
+
+
+@pytest.mark.parametrize(
+    ("model", "found", "name"),
+    [
+        ("shop.models:digits", "shop.models:digits", "models"),
+        ("weights/minilm", Path("/p/weights/minilm"), "minilm"),
+        ("Net v2.pt2", Path("/p/Net v2.pt2"), "net-v2"),
+    ],
+)
+def test_model_is_a_callable_a_directory_or_a_file(
+    model: str, found: object, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "edgekit.toml"
+    file.write_text(f'model = "{model}"\nprofiles = ["demo-small"]\nconversion_time_s = 9\n')
+    asked = load_project(file).request()
+    expected = tmp_path / found.relative_to("/p") if isinstance(found, Path) else found
+    assert (asked.model, asked.name, asked.conversion_time_s) == (expected, name, 9)

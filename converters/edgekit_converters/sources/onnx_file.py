@@ -27,6 +27,11 @@ MIN_OPSET: Final = 7
 """What onnxruntime still runs."""
 
 
+_TREES: Final = "ai.onnx.ml"
+_OPSET: Final = 15
+"""For a model that names none, since all its operators are of another domain."""
+
+
 class NotAModel(Refused):
     """The file is not an ONNX model, or only a part of one."""
 
@@ -35,23 +40,24 @@ class NotAModel(Refused):
         self.detail = detail
 
 
-def weigh(source: str) -> int:
+def weigh(source: str, name: str) -> int:
     """Bytes of a model with the data beside it. Errors: as `close`, but for those of loading."""
     path = Path(source)
-    with _readable(path):
-        data = external.checked_files(_parse(path), path)
+    with _readable(name):
+        data = external.checked_files(_parse(path, name), path)
     total = sum(file.stat().st_size for file in (path, *data))
     if total > limits.MAX_BUNDLE_BYTES:
         raise Refused(
-            f"{path.name} and its data have {total >> 20} MiB, a bundle holds at most 4 GiB: "
+            f"{name} and its data have {total >> 20} MiB, a bundle holds at most 4 GiB: "
             "choose a smaller model."
         )
     return total
 
 
-def close(source: str, out: str, embedded_bytes: int) -> Any:
+def close(source: str, name: str, out: str, embedded_bytes: int) -> Any:
     """Write `source` as one model without loose ends: functions inlined, remarks gone, and data
     embedded, or where there are more than `embedded_bytes` gathered in one file beside `out`.
+    `name` is what the user calls it.
 
     Returns the signature of the loaded file, the data files that were read, and what became of
     outputs that are no tensors of numbers, as JSON.
@@ -59,17 +65,17 @@ def close(source: str, out: str, embedded_bytes: int) -> Any:
     be read, `external.ExternalDataRefused`, and those of `proof.load`.
     """
     path = Path(source)
-    with _readable(path):
-        data, remarks = _write_closed(path, Path(out), embedded_bytes)
-    signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=path.name)
+    with _readable(name):
+        data, remarks = _write_closed(path, name, Path(out), embedded_bytes)
+    signature = proof.load(out, RuntimeKind.ONNXRUNTIME.value, name=name)
     return {"signature": signature, "data": [str(file) for file in data], "remarks": remarks}
 
 
 def _write_closed(
-    path: Path, out: Path, embedded_bytes: int
+    path: Path, name: str, out: Path, embedded_bytes: int
 ) -> tuple[tuple[Path, ...], Sequence[str]]:
     """The data files that were read, and what is to be said of outputs."""
-    model = _parse(path)
+    model = _parse(path, name)
     data = external.checked_files(model, path)
     total = path.stat().st_size + sum(file.stat().st_size for file in data)
     if total <= embedded_bytes:
@@ -81,7 +87,7 @@ def _write_closed(
             model = inliner.inline_local_functions(model)
         except Exception as error:  # onnx raises classes of its own
             raise Refused(
-                f"the local functions of {path.name} cannot be inlined: export it without them."
+                f"the local functions of {name} cannot be inlined: export it without them."
             ) from error
     graph.close_inputs(model)
     remarks = classical.close_outputs(model)
@@ -96,35 +102,43 @@ def _write_closed(
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(name: str) -> Iterator[None]:
     """Say what makes a file none that can be read. Errors: `NotAModel`."""
     try:
         yield
     except DecodeError as error:
-        raise NotAModel(path.name, "it does not parse, or is cut short") from error
+        raise NotAModel(name, "it does not parse, or is cut short") from error
     except UnicodeDecodeError as error:  # protobuf looks at text when it is asked for it
-        raise NotAModel(path.name, "a name in it is no text") from error
+        raise NotAModel(name, "a name in it is no text") from error
 
 
-def _parse(path: Path) -> ModelProto:
+def _parse(path: Path, name: str) -> ModelProto:
     try:
         model = onnx.load_model(path, load_external_data=False)
     except OSError as error:
         raise Misused(f"cannot read {path}: {error.strerror}; check the path.") from error
     if not model.graph.output or not model.graph.node:
-        raise NotAModel(path.name, "it has no graph")
+        raise NotAModel(name, "it has no graph")
     names = [value.name for value in (*model.graph.input, *model.graph.output)]
     for value in model.graph.output:
         if names.count(value.name) > 1:
             raise Refused(
-                f"{path.name} has the output {value.name[:100]!r} more than once, or as an input, "
+                f"{name} has the output {value.name[:100]!r} more than once, or as an input, "
                 "too: export it with a name of its own for each."
             )
+    if model.opset_import and all(node.domain == _TREES for node in model.graph.node):
+        _add_opset(model)
     if not graph.opset(model):
-        raise NotAModel(path.name, "it names no operator set")
+        raise NotAModel(name, "it names no operator set")
     if graph.opset(model) < MIN_OPSET:
         raise Refused(
-            f"{path.name} is of opset {graph.opset(model)}; edgekit reads {MIN_OPSET} and newer: "
+            f"{name} is of opset {graph.opset(model)}; edgekit reads {MIN_OPSET} and newer: "
             "export it again with a newer opset."
         )
     return model
+
+
+def _add_opset(model: ModelProto) -> None:
+    """Exporters of trees leave it out; runtimes do not mind, and rewriting needs one."""
+    if not graph.opset(model):
+        model.opset_import.append(onnx.helper.make_opsetid("", _OPSET))

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from edgekit.build.callables import is_callable_name
 from edgekit.build.metrics import classification, closeness, detection, ranking, sequences
 from edgekit.build.metrics.custom import custom, load_metric
 from edgekit.build.metrics.intervals import wilson_interval
 from edgekit.build.metrics.meter import Meter, Outputs, Score
 from edgekit.build.metrics.options import DEFAULTS, MetricOptions
 from edgekit_contract.errors import Misused
+from edgekit_converters.callables import is_callable_name
 
 __all__ = [
     "AUTO",

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgekit.build.callables import load_callable, said_by
 from edgekit.build.metrics.intervals import Replicates
 from edgekit.build.metrics.meter import Meter, Outputs, Score
 from edgekit_contract.errors import Refused
+from edgekit_converters.callables import load_callable, said_by
 
 __all__ = ["custom", "load_metric"]
 

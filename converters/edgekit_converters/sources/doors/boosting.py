@@ -1,0 +1,183 @@
+"""XGBoost and LightGBM: their own model files (.json and .ubj, .txt), and models from a callable.
+
+Source: XGBoost documentation, "Introduction to Model IO"; LightGBM, `Booster.save_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit_contract.errors import Refused
+from edgekit_converters.sources import peek
+from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files, refusing
+from edgekit_converters.sources.doors.scikit_learn import FEATURES, open_batch, told_apart_by
+
+__all__ = ["DOORS"]
+
+_OPSET: Final = 15
+_UBJSON_LEARNER: Final = b"learner{"
+_REMEDY: Final = "train it with another objective or booster, or export it to ONNX yourself"
+
+
+def _reads_xgboost(path: Path) -> bool:
+    start = peek.head(path)
+    if start.startswith(b"{L"):  # UBJSON, keys in no order
+        return b"learner" in start or b"version" in start or path.suffix == ".ubj"
+    return start.lstrip().startswith(b"{") and (b'"learner"' in start or b'"version"' in start)
+
+
+def _reads_lightgbm(path: Path) -> bool:
+    return peek.head(path).startswith(b"tree\n")
+
+
+def _open_xgboost(path: Path) -> _XGBoost:
+    import xgboost
+
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(path)
+    except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
+        raise Refused(
+            f"{path.name} is no XGBoost model that can be read ({_first_line(error)}): save it "
+            "again with booster.save_model."
+        ) from error
+    return _XGBoost(booster, path.name)
+
+
+def _open_lightgbm(path: Path) -> _LightGBM:
+    import lightgbm
+
+    try:
+        booster = lightgbm.Booster(model_file=str(path))
+    except (lightgbm.basic.LightGBMError, ValueError, TypeError) as error:
+        raise Refused(
+            f"{path.name} is no LightGBM model that can be read ({_first_line(error)}): save it "
+            "again with booster.save_model."
+        ) from error
+    return _LightGBM(booster, path.name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = next((line for line in lines if not line.startswith("[")), lines[0] if lines else "")
+    return text.partition("] ")[2][:200] or text[:200] or type(error).__name__
+
+
+class _Trees:
+    """What both have in common."""
+
+    _converter: str
+    """In `onnxmltools`."""
+
+    def __init__(self, booster: Any, title: str, columns: int) -> None:
+        if columns < 1:
+            raise Refused(f"{title} has no features: train it, and save it again.")
+        self._booster, self._title, self._columns = booster, title, columns
+        self.example: Mapping[str, np.ndarray] | None = {FEATURES: told_apart_by(columns)}
+
+    def export(self, out: Path) -> Sequence[str]:
+        import onnxmltools
+        from onnxmltools.convert.common.data_types import FloatTensorType
+
+        with refusing(lambda said: NotConvertible(self._title, f"onnxmltools: {said}", _REMEDY)):
+            made = getattr(onnxmltools, self._converter)(
+                self._booster,
+                initial_types=[(FEATURES, FloatTensorType([None, self._columns]))],
+                target_opset=_OPSET,
+                **self._options(),
+            )
+        open_batch(made)
+        out.write_bytes(made.SerializeToString())
+        return ()
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def _outputs(self, scores: np.ndarray, *, classifies: bool) -> Mapping[str, np.ndarray]:
+        """By the names of the ONNX file; `scores` [rows] or [rows, classes]."""
+        scores = scores.astype(np.float32)
+        if not classifies:
+            return {"variable": scores.reshape(len(scores), -1)}
+        if scores.ndim == 1:
+            scores = np.stack([1 - scores, scores], -1)
+        return {"label": scores.argmax(-1), "probabilities": scores}
+
+
+class _XGBoost(_Trees):
+    _converter = "convert_xgboost"
+
+    def __init__(self, booster: Any, title: str) -> None:
+        import json
+
+        booster.feature_names = None  # the converter takes numbers only
+        booster.feature_types = None
+        super().__init__(booster, title, int(booster.num_features()))
+        learner = json.loads(booster.save_config())["learner"]
+        self._objective = str(learner["objective"]["name"])
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        import xgboost
+
+        found = self._booster.predict(xgboost.DMatrix(feeds[FEATURES]))
+        if self._objective == "multi:softmax":
+            return {"label": found.astype(np.int64)}
+        classifies = self._objective in ("binary:logistic", "multi:softprob")
+        return self._outputs(found, classifies=classifies)
+
+
+class _LightGBM(_Trees):
+    _converter = "convert_lightgbm"
+
+    def __init__(self, booster: Any, title: str) -> None:
+        super().__init__(booster, title, int(booster.num_feature()))
+        lines = booster.model_to_string(num_iteration=1).splitlines()
+        said = next((line for line in lines if line.startswith("objective=")), "objective=")
+        self._objective = said.partition("=")[2].partition(" ")[0]
+
+    def _options(self) -> dict[str, Any]:
+        return {"zipmap": False}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        found = np.asarray(self._booster.predict(feeds[FEATURES].astype(np.float64)))
+        classifies = self._objective in ("binary", "multiclass", "multiclassova")
+        return self._outputs(found, classifies=classifies)
+
+
+def _xgboost_object(value: Any, name: str) -> _XGBoost:
+    return _XGBoost(value.get_booster() if hasattr(value, "get_booster") else value, name)
+
+
+def _lightgbm_object(value: Any, name: str) -> _LightGBM:
+    return _LightGBM(getattr(value, "booster_", value), name)
+
+
+DOORS: Final = (
+    Door(
+        name="XGBoost",
+        extra="boosting",
+        modules=("xgboost", "onnxmltools"),
+        packages=("xgboost", "xgboost-cpu", "onnxmltools"),
+        reads=_reads_xgboost,
+        files=no_files,
+        holds=frozenset({"xgboost.core.Booster", "xgboost.sklearn.XGBModel"}),
+        open_file=_open_xgboost,
+        open_object=_xgboost_object,
+        jumps=True,
+    ),
+    Door(
+        name="LightGBM",
+        extra="boosting",
+        modules=("lightgbm", "onnxmltools"),
+        packages=("lightgbm", "onnxmltools"),
+        reads=_reads_lightgbm,
+        files=no_files,
+        holds=frozenset({"lightgbm.basic.Booster", "lightgbm.sklearn.LGBMModel"}),
+        open_file=_open_lightgbm,
+        open_object=_lightgbm_object,
+        jumps=True,
+    ),
+)
