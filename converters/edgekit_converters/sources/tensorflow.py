@@ -55,7 +55,11 @@ class TensorFlowModel:
         self._title, self._home = path.name, home
         self._calls = 0
         self._server = Server(TENSORFLOW, _TOOL, home=home)
-        self._ask("open", path=str(path.resolve()))
+        try:
+            self._ask("open", path=str(path.resolve()))
+        except BaseException:
+            self._server.__exit__()
+            raise
 
     def __enter__(self) -> TensorFlowModel:
         return self

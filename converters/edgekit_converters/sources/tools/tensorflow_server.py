@@ -132,12 +132,13 @@ class Model:
                 for i, (_, s) in enumerate(self._inputs)
             ]
 
-            @tf.function(input_signature=specs)
             def whole(*given: Any) -> Any:
                 made = call(**dict(zip((n for n, _ in self._inputs), given, strict=True)))
                 return [tf.identity(made[name]) for name in outputs]
 
-            made, _ = tf2onnx.convert.from_function(whole, input_signature=specs, opset=_OPSET)
+            made, _ = tf2onnx.convert.from_function(
+                tf.function(whole, input_signature=specs), input_signature=specs, opset=_OPSET
+            )
             return made, [v.name for v in made.graph.input], [v.name for v in made.graph.output]
 
         self._call, self._write = call, write
@@ -277,6 +278,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         work = request.pop("work")
+        answer: dict[str, Any]
         try:
             if work == "open":
                 model, result = Model(**request), {}
