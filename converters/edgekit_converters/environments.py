@@ -32,10 +32,12 @@ from edgekit_converters.isolation import DISK_FAILED
 __all__ = [
     "ENVIRONMENTS",
     "LITERT",
+    "TENSORFLOW",
     "Environment",
     "EnvironmentMissing",
     "Interpreter",
     "InterpreterMissing",
+    "Server",
     "ToolFailed",
     "ToolRefused",
     "cache",
@@ -107,7 +109,50 @@ LITERT: Final = Environment(
     size_mb=430,
 )
 
-ENVIRONMENTS: Final[Mapping[str, Environment]] = {e.name: e for e in (LITERT,)}
+TENSORFLOW: Final = Environment(
+    name="tensorflow",
+    title="reading TensorFlow and Keras models",
+    versions=("3.12", "3.13", "3.11"),
+    # TensorFlow on the CPU with what it imports, Keras, and tf2onnx, whose own pins are older.
+    pins=(
+        "absl-py==2.5.1",
+        "astunparse==1.6.3",
+        "certifi==2025.11.12",
+        "charset-normalizer==3.4.4",
+        "flatbuffers==25.12.19",
+        "gast==0.7.0",
+        "google-pasta==0.2.0",
+        "grpcio==1.76.0",
+        "h5py==3.14.0",
+        "idna==3.11",
+        "keras==3.12.0",
+        "markdown-it-py==4.0.0",
+        "mdurl==0.1.2",
+        "ml_dtypes==0.5.4",
+        "namex==0.1.0",
+        "numpy==2.2.6",
+        "onnx==1.20.1",
+        "opt_einsum==3.4.0",
+        "optree==0.18.0",
+        "packaging==26.0",
+        "protobuf==6.33.2",
+        "Pygments==2.19.2",
+        "requests==2.32.5",
+        "rich==14.2.0",
+        "six==1.17.0",
+        "tensorflow-cpu==2.21.0",
+        "termcolor==3.2.0",
+        "tf2onnx==1.17.0",
+        "typing_extensions==4.15.0",
+        "urllib3==2.6.2",
+        "wheel==0.45.1",
+        "wrapt==2.0.1",
+    ),
+    proof="import tensorflow, tf2onnx",
+    size_mb=1500,
+)
+
+ENVIRONMENTS: Final[Mapping[str, Environment]] = {e.name: e for e in (LITERT, TENSORFLOW)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,6 +427,54 @@ def call(environment: Environment, tool: Path, arguments: Mapping[str, Any], *, 
     if "refused" in told:
         raise ToolRefused(told["refused"])
     return told["result"]
+
+
+class Server:
+    """A tool that stays: it answers a line of JSON with one, in order. A context manager.
+
+    Like `call`, it is for a step of `isolation`, whose limits it inherits and with which it ends.
+    """
+
+    def __init__(self, environment: Environment, tool: Path, *, home: Path) -> None:
+        """Errors: `EnvironmentMissing`."""
+        python = find(environment)
+        if python is None:
+            raise EnvironmentMissing(environment)
+        home.mkdir(parents=True, exist_ok=True)
+        self._tool, self._log = tool.stem, home / "log"
+        with self._log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [python, "-I", tool],
+                cwd=home,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env={**_variables(), "TMPDIR": str(home), "HOME": str(home)},
+                text=True,
+            )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, work: str, **arguments: Any) -> Any:
+        """Its JSON result. Errors: `ToolRefused`, `ToolFailed`."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"work": work, **arguments}) + "\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            code = self._process.wait()
+            raise ToolFailed(self._tool, _cause(code, self._log)) from None
+        if "refused" in answer:
+            raise ToolRefused(answer["refused"])
+        if "raised" in answer:
+            raise ToolFailed(self._tool, answer["raised"])
+        return answer["result"]
 
 
 def _cause(code: int, log: Path) -> str:

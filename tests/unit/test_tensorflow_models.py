@@ -1,0 +1,91 @@
+"""TensorFlow models: written as ONNX they compute the same; code in them is not run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tools import need_environment
+
+from edgekit_contract.errors import Refused
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import environments
+from edgekit_converters.proof import same_outputs
+from edgekit_converters.sources import tensorflow
+from edgekit_runtime.session import open_session
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+_TRAIN = """
+import sys, keras, numpy as np
+data, out = np.load(sys.argv[1]), sys.argv[2]
+image, labels = data["image"].transpose(0, 2, 3, 1).astype("float32"), data["labels"]
+inputs = keras.Input((28, 28, 1), name="image")
+x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(inputs)
+x = keras.layers.BatchNormalization()(x)
+x = keras.layers.Flatten()(x)
+model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="scores")(x))
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(image, labels, epochs=2, verbose=0)
+model.save(f"{out}/digits.keras")
+model.save(f"{out}/digits.h5")
+model.export(f"{out}/digits", verbose=False)
+doubled = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
+doubled.save(f"{out}/lambda.keras")
+doubled.save(f"{out}/lambda.h5")
+"""
+
+
+@pytest.fixture(scope="module")
+def models(empty_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Digits, trained in Keras and saved in three ways; and two with a Lambda layer."""
+    cache = need_environment(environments.TENSORFLOW)
+    home = tmp_path_factory.mktemp("keras")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(cache))
+        python = environments.find(environments.TENSORFLOW)
+        assert python is not None
+        command = [python, "-I", "-c", _TRAIN, DIGITS / "validation.npz", home]
+        subprocess.run(command, check=True, capture_output=True)
+        yield home
+
+
+@pytest.mark.parametrize("name", ["digits.keras", "digits.h5", "digits"])
+def test_trained_model_computes_the_same_as_onnx(name: str, models: Path, tmp_path: Path) -> None:
+    assert tensorflow.reads(models / name)
+    image = np.load(DIGITS / "validation.npz")["image"][:8].transpose(0, 2, 3, 1)
+    feeds = {"image": np.ascontiguousarray(image, np.float32)}
+    with tensorflow.TensorFlowModel(models / name, home=tmp_path / "home") as model:
+        assert model.export(tmp_path / "m.onnx") == ()
+        truth = model.run(feeds)
+    session = open_session(RuntimeKind.ONNXRUNTIME, tmp_path / "m.onnx")
+    assert session.inputs[0].name == "image" and session.inputs[0].shape[1:] == (28, 28, 1)
+    assert same_outputs(session.run(feeds), truth) is None
+    assert np.ptp(next(iter(truth.values()))) > 0.5
+
+
+@pytest.mark.parametrize("name", ["lambda.keras", "lambda.h5"])
+def test_lambda_layer_is_code_and_refused(name: str, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=rf"{name} has a Lambda layer, which is code"):
+        tensorflow.TensorFlowModel(models / name, home=tmp_path)
+
+
+def test_saved_model_without_its_variables_is_refused(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "digits", tmp_path / "digits")
+    shutil.rmtree(tmp_path / "digits" / "variables")
+    with pytest.raises(Refused, match=r"digits has no variables \(variables/variables\.index"):
+        tensorflow.TensorFlowModel(tmp_path / "digits", home=tmp_path / "home")
+
+
+def test_files_of_a_saved_model_are_listed(models: Path) -> None:
+    listed = {path.name for path in tensorflow.files(models / "digits")}
+    assert {"saved_model.pb", "variables.index"} <= listed
+
+
+def test_other_files_are_no_models_of_tensorflow(tmp_path: Path) -> None:
+    assert not tensorflow.reads(DIGITS / "digits.onnx")
+    assert not tensorflow.reads(DIGITS / "validation.npz")
+    assert not tensorflow.reads(tmp_path)
