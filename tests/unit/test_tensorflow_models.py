@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from build_requests import request
 from tools import need_environment
 
+from edgekit.build import build
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import environments
 from edgekit_converters.proof import same_outputs
-from edgekit_converters.sources import tensorflow
+from edgekit_converters.sources.doors import tensorflow
 from edgekit_runtime.session import open_session
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 _TRAIN = """
 import sys, keras, numpy as np
+keras.utils.set_random_seed(1)
 data, out = np.load(sys.argv[1]), sys.argv[2]
 image, labels = data["image"].transpose(0, 2, 3, 1).astype("float32"), data["labels"]
 inputs = keras.Input((28, 28, 1), name="image")
@@ -29,7 +32,7 @@ x = keras.layers.BatchNormalization()(x)
 x = keras.layers.Flatten()(x)
 model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="scores")(x))
 model.compile("adam", "sparse_categorical_crossentropy")
-model.fit(image, labels, epochs=2, verbose=0)
+model.fit(image, labels, epochs=12, verbose=0)
 model.save(f"{out}/digits.keras")
 model.save(f"{out}/digits.h5")
 model.export(f"{out}/digits", verbose=False)
@@ -65,6 +68,24 @@ def test_trained_model_computes_the_same_as_onnx(name: str, models: Path, tmp_pa
     assert session.inputs[0].name == "image" and session.inputs[0].shape[1:] == (28, 28, 1)
     assert same_outputs(session.run(feeds), truth) is None
     assert np.ptp(next(iter(truth.values()))) > 0.5
+
+
+def test_build_compares_a_saved_model_with_tensorflow(models: Path, tmp_path: Path) -> None:
+    images = np.load(DIGITS / "validation.npz")
+    rows = np.ascontiguousarray(images["image"].transpose(0, 2, 3, 1)[:40], np.float32)
+    np.savez(tmp_path / "rows.npz", image=rows, labels=images["labels"][:40])
+    made = build(
+        request(
+            models / "digits",
+            tmp_path / "out",
+            recipes=("float32",),
+            validation=str(tmp_path / "rows.npz"),
+            conversion_time_s=120.0,
+        )
+    )
+    (built,) = made.built
+    said = " ".join(built.report.remarks)
+    assert "compared with it on 40 samples" in said and "tensorflow-cpu 2.21.0" in said
 
 
 @pytest.mark.parametrize("name", ["lambda.keras", "lambda.h5"])

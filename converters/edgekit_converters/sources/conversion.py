@@ -19,7 +19,7 @@ from edgekit_contract.errors import Refused
 from edgekit_converters import isolation
 from edgekit_converters.sources import doors
 from edgekit_converters.sources.agreement import Agreement
-from edgekit_converters.sources.doors.door import Door, ExtraMissing
+from edgekit_converters.sources.doors.door import Door
 from edgekit_converters.sources.workbench import Converted, Given
 
 __all__ = ["CONVERSION_S", "Conversion", "convert", "given_callable", "given_path"]
@@ -98,12 +98,10 @@ def convert(
 ) -> Conversion:
     """Write a model as ONNX. `size_bytes` is that of its files, as far as they are known.
 
-    Errors: `ExtraMissing`, `Refused`.
+    Errors: `ExtraMissing`, `EnvironmentMissing`, `Refused`.
     """
     if given.door is not None:
-        door = doors.find_door(given.door)
-        if (module := door.missing) is not None:
-            raise ExtraMissing(given.title, door, module)
+        doors.find_door(given.door).check_installed(given.title)
     directory = scratch / "conversion"
     directory.mkdir()
     sized = isolation.limits_for(size_bytes, timeout_s=conversion_s)

@@ -7,7 +7,6 @@ door names; what is written goes into the directory that the caller gives.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import inspect
 import os
 import sys
@@ -23,7 +22,7 @@ from edgekit_contract.errors import EdgekitError, Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.callables import load_callable, said_by
 from edgekit_converters.sources import agreement, doors
-from edgekit_converters.sources.doors.door import Door, ExtraMissing, Opened
+from edgekit_converters.sources.doors.door import Door, Opened
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 from edgekit_runtime.session import open_session
 
@@ -73,7 +72,7 @@ def convert(given: Mapping[str, Any], out: str, example: str) -> Any:
     return msgspec.to_builtins(
         Converted(
             door=door.name,
-            versions=dict(_versions(door.packages)),
+            versions=door.versions,
             remarks=remarks,
             module_file=module_file,
         )
@@ -124,8 +123,7 @@ def _open(given: Given) -> tuple[Door, Opened, str | None]:
             f"{given.title} returned a {type(model).__qualname__}: return a model of {known}, with "
             "its example inputs where docs/sources.md says so."
         )
-    if (module := found.missing) is not None:
-        raise ExtraMissing(given.title, found, module)
+    found.check_installed(given.title)
     return found, found.open_object(value, given.title), _file_of(target)
 
 
@@ -133,14 +131,6 @@ def _file_of(target: Any) -> str | None:
     with contextlib.suppress(TypeError):
         return inspect.getsourcefile(inspect.unwrap(target))
     return None
-
-
-def _versions(packages: Sequence[str]) -> Mapping[str, str]:
-    found = {}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def _example(

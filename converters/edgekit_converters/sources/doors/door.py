@@ -7,6 +7,7 @@ Invariant: a door looks at names and first bytes only, and imports its framework
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from edgekit_contract.errors import EdgekitError, Refused
+from edgekit_converters.environments import Environment, EnvironmentMissing
+from edgekit_converters.environments import find as find_python
 
 __all__ = [
     "Door",
@@ -56,10 +59,12 @@ class Opened(Protocol):
 class Door:
     name: str
     """The framework's, as its makers write it."""
-    extra: str
+    extra: str = ""
     """What to install: `pip install 'edgekit[EXTRA]'`."""
-    modules: tuple[str, ...]
+    modules: tuple[str, ...] = ()
     """What conversion imports; each is looked for before."""
+    environment: Environment | None = None
+    """Where the framework is, if it is not beside edgekit."""
     packages: tuple[str, ...]
     """Distributions whose versions a report tells; the first is the framework's own."""
     reads: Callable[[Path], bool]
@@ -76,10 +81,25 @@ class Door:
     jumps: bool = False
     """Whether a last bit of an input may move an output by much, as in trees."""
 
+    def check_installed(self, title: str) -> None:
+        """Errors: `ExtraMissing`, `EnvironmentMissing`."""
+        missing = next((n for n in self.modules if importlib.util.find_spec(n) is None), None)
+        if missing is not None:
+            raise ExtraMissing(title, self, missing)
+        if self.environment is not None and find_python(self.environment) is None:
+            raise EnvironmentMissing(self.environment)
+
     @property
-    def missing(self) -> str | None:
-        """The first module that is not installed."""
-        return next((name for name in self.modules if importlib.util.find_spec(name) is None), None)
+    def versions(self) -> dict[str, str]:
+        """Of its packages, those that are there."""
+        if self.environment is not None:
+            pins = dict(pin.split("==") for pin in self.environment.pins)
+            return {name: pins[name] for name in self.packages}
+        found = {}
+        for package in self.packages:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[package] = importlib.metadata.version(package)
+        return found
 
 
 class ExtraMissing(Refused):

@@ -9,17 +9,18 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.environments import TENSORFLOW, Server, ToolRefused
+from edgekit_converters.sources.doors.door import Door
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
-__all__ = ["TensorFlowModel", "files", "open_file", "reads"]
+__all__ = ["DOORS", "TensorFlowModel", "files", "open_file", "reads"]
 
-_TOOL: Final = Path(__file__).parent / "tools" / "tensorflow_server.py"
+_TOOL: Final = Path(__file__).parents[1] / "tools" / "tensorflow_server.py"
 _GRAPH: Final = "saved_model.pb"
 _KERAS_MEMBERS: Final = frozenset({"config.json", "metadata.json"})
 _HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
@@ -99,3 +100,21 @@ class TensorFlowModel:
 def open_file(path: Path) -> TensorFlowModel:
     """In the child of a conversion, whose directory is scratch. Errors: as `TensorFlowModel`."""
     return TensorFlowModel(path, home=Path.cwd() / "tensorflow")
+
+
+def _no_object(value: Any, name: str) -> TensorFlowModel:
+    raise RuntimeError("TensorFlow is not imported here, and so no callable returns its models")
+
+
+DOORS: Final = (
+    Door(
+        name="TensorFlow",
+        environment=TENSORFLOW,
+        packages=("tensorflow-cpu", "keras", "tf2onnx"),
+        reads=reads,
+        files=files,
+        holds=frozenset(),
+        open_file=open_file,
+        open_object=_no_object,
+    ),
+)
