@@ -43,6 +43,7 @@ ASKED: dict[str, Any] = {
     "labels": ("zero", "one"),
     "runtime": RuntimeKind.LITERT,
     "contenders": True,
+    "conversion_time_s": 9.0,
 }
 """Another value of each field that is an ingredient."""
 
