@@ -296,7 +296,8 @@ P256 = ec.generate_private_key(ec.SECP256R1())
         csr("pi-bad", PrivateKey(P256))[:-8] + b"12345678",
         b"x" * (MAX_CSR_BYTES + 1),
     ],
-    ids=str,
+    # keys are new each time, and processes side by side must agree on names
+    ids="empty text another-device the-hub nobody two-names p384 rsa ed25519 unsigned long".split(),
 )
 def test_a_bad_request_issues_nothing_and_leaves_the_token_open(
     lab: Lab, request_der: bytes
