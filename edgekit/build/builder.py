@@ -58,7 +58,7 @@ from edgekit_runtime.session import SessionOptions
 __all__ = ["Made", "make"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
-_CALIBRATION_SHARE: Final = 0.25
+_CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
 _TRIALS_SHARE: Final = 0.6

@@ -164,11 +164,13 @@ class Feed:
         """Of the sample that went by last, in DATA."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        began, step = self._clock(), 1
+        began, step, opened_s = self._clock(), 1, 0.0
         for index, sample in enumerate(self._material.calibration_samples()):
             spent_s = self._clock() - began
+            if index == 1:
+                opened_s = spent_s
             if index == _LEAST:
-                step = self._step(spent_s)
+                step = self._step(spent_s, (spent_s - opened_s) / (_LEAST - 1))
             if index >= _LEAST and (spent_s >= self._most_s or (index - _LEAST) % step):
                 self.is_cut = True
                 if spent_s >= self._most_s:
@@ -180,10 +182,11 @@ class Feed:
             self.samples += 1
             yield sample.feeds
 
-    def _step(self, spent_s: float) -> int:
-        """Of how many samples that follow the first ones one is taken."""
+    def _step(self, spent_s: float, sample_s: float) -> int:
+        """Of how many samples that follow the first ones one is taken; sessions opened with the
+        very first."""
         count = self._material.calibration_count
         if count is None:
             return 1
         left_s = max(self._most_s - spent_s, 1e-9)
-        return max(1, math.ceil((count - _LEAST) * (spent_s / _LEAST) / left_s))
+        return max(1, math.ceil((count - _LEAST) * sample_s / left_s))

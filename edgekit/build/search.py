@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.choice import Bounds
+from edgekit.build.choice import Bounds, is_tolerable
 from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
@@ -57,10 +57,10 @@ _LEAST_DROP: Final = 0.01
 """Where none is allowed."""
 _EQUAL_SIZE: Final = 0.01
 
-_QUALITY: Final = (
-    Knob.SMOOTHED, Knob.EQUALIZED, Knob.CORRECTED, Knob.RECONSTRUCTED,
-)  # fmt: skip
-"""Knobs that cost no time on the device, in the order in which they build on each other."""
+_BASES: Final = (Knob.SMOOTHED, Knob.EQUALIZED)
+_ROUNDING: Final = (Knob.CORRECTED, Knob.RECONSTRUCTED)
+"""Knobs that cost no time on the device, in the order in which they build on each other; the second
+two cost some here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,8 @@ class Search:
         self._is_explored = False
         self._is_cut = False
         """Whether the time was over before exploring was."""
+        self._held_s = 0.0
+        """Of the time for exploring, what tuning has to leave."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -141,14 +143,32 @@ class Search:
             for recipe in self._recipes[1:]:
                 self._try(recipe)
         else:
-            simplest = [r for r in self._recipes[1:] if r.varies is None]
-            # those first of which most can be made, if the time is short
-            self._try_all(sorted(simplest, key=lambda recipe: -len(recipe.knobs)))
-            for parent in self._best(self._trials.values())[:_PARENTS]:
-                if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
-                    self._try_all(self._variations(parent))
-        tuned: set[str] = set()
+            self._explore_families()
+
+    def _explore_families(self) -> None:
+        """The best family is tuned before those of which nothing more can be made are tried; so
+        much time is left to them."""
+        simplest = [r for r in self._recipes[1:] if r.varies is None]
+        able = [recipe for recipe in simplest if recipe.knobs]
+        plain = [recipe for recipe in simplest if not recipe.knobs]
+        began = self._clock()
+        # those first of which most can be made, if the time is short
+        self._try_all(sorted(able, key=lambda recipe: -len(recipe.knobs)))
+        self._held_s = (self._clock() - began) / max(1, len(able)) * len(plain)
+        tuned = self._tune_families(set(), most=1)
+        self._held_s = 0.0
+        self._try_all(plain)
+        for parent in self._best(self._trials.values())[:_PARENTS]:
+            if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
+                self._try_all(self._variations(parent))
+        self._tune_families(tuned)
+
+    def _tune_families(self, tuned: set[str], *, most: int | None = None) -> set[str]:
+        """Tune the best trial of each family that is not among the `tuned`, and give all that are
+        then."""
         for trial in self._promising():
+            if most is not None and len(tuned) >= most:
+                break
             family = trial.variant.recipe.family
             if family in tuned or not trial.variant.recipe.knobs:
                 continue
@@ -156,6 +176,7 @@ class Search:
                 break
             tuned.add(family)
             self._tune(trial)
+        return tuned
 
     def relieve(self, trial: Trial) -> Trial | None:
         """A variation of `trial` with more of the nodes spared that quantization hurts most.
@@ -184,8 +205,9 @@ class Search:
         ends = self._deadlines
         if self._is_explored:
             return self._clock() >= ends.relieve_s
-        self._is_cut |= self._clock() >= ends.explore_s
-        return self._is_cut
+        now = self._clock()
+        self._is_cut |= now >= ends.explore_s
+        return now >= ends.explore_s - self._held_s
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
@@ -296,18 +318,13 @@ class Search:
         )
 
     def _tune(self, trial: Trial) -> None:
-        """Turn one knob after the other, and keep what gains.
-
-        Variants are made ahead, in twos, as if each knob will gain: the other core has nothing
-        better to do.
-        """
-        best, knobs = trial, trial.variant.recipe.knobs
-        quality = [knob for knob in _QUALITY if knob in knobs]
-        for at, knob in enumerate(quality):
-            following = [k.value for k in quality[at : at + _MADE_TOGETHER]]
-            ahead = [dict.fromkeys(following[: n + 1], True) for n in range(len(following))]
-            self._make_ahead(best, ahead)
-            best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        """Turn one knob after the other, and keep what gains; how weights are rounded after
+        variations, where the accuracy does already."""
+        knobs = trial.variant.recipe.knobs
+        best = self._turn(trial, _BASES)
+        is_fine = self._is_fine(best)
+        if not is_fine:
+            best = self._turn(best, _ROUNDING)
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
         needs = trial.variant.recipe.needs
         has_ends = needs.estimator is not None or needs.samples
@@ -319,17 +336,32 @@ class Search:
             tuning = best.variant.tuning
             self._kitchen.make_all((recipe, recipe.heeded(tuning)) for recipe in batch)
             for recipe in batch:
-                best = self._better(best, self._try(recipe, tuning))
+                like = best if _differ_in_ranges(recipe, best.variant.recipe) else None
+                best = self._better(best, self._try(recipe, tuning, like=like))
+        if is_fine:
+            best = self._turn(best, _ROUNDING)
         if Knob.WIDE in knobs and not self._by_size:
             self._better(best, self._turned(best, wide=True))
 
+    def _turn(self, best: Trial, knobs: Sequence[Knob]) -> Trial:
+        for knob in knobs:
+            if knob in best.variant.recipe.knobs:
+                best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        return best
+
+    def _is_fine(self, trial: Trial) -> bool:
+        """Whether it loses no more than is allowed, as far as screening can tell."""
+        return is_tolerable(
+            self.trials[0].accuracy.score, trial.accuracy.score, self._bounds.max_drop
+        )
+
     def _variations(self, trial: Trial) -> list[Recipe]:
-        """Recipes that vary a trial's, or what it varies itself; those of more bits, which lose
-        less, first."""
+        """Recipes that vary a trial's, or what it varies itself: those of more bits, which lose
+        less, first; then those that differ least."""
         recipe = trial.variant.recipe
         parent = recipe.varies or recipe.id
         found = [r for r in self._recipes if r is not recipe and parent in (r.id, r.varies)]
-        return sorted(found, key=lambda recipe: -recipe.bits)
+        return sorted(found, key=lambda r: (-r.bits, not _differ_in_ranges(r, recipe), r.id))
 
     def _make_ahead(self, trial: Trial, changes: Sequence[Mapping[str, object]]) -> None:
         """Make what will probably be asked for next, in twos."""
@@ -397,6 +429,15 @@ class Search:
         closer = other.closeness_db - trial.closeness_db
         gains = (faster / _FASTER, smaller / _EQUAL_SIZE, closer / _CLOSER_DB)
         return min(gains) >= -1 and max(gains) > 1
+
+
+def _differ_in_ranges(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes make the same graph with other numbers: neither is faster."""
+    return (
+        one.needs.estimator is not None
+        and other.needs.estimator is not None
+        and one.id.rpartition("/")[0] == other.id.rpartition("/")[0]
+    )
 
 
 def _closer(best: Trial, other: Trial | None) -> Trial:

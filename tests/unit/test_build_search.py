@@ -250,7 +250,7 @@ def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little(
     figures: dict[str, Figures] = {"a": (0.5, 300, 20.0), "b": (1.1, 1000, 20.0)}
     recipes = (
         recipe("a", knobs=frozenset({Knob.WIDE})),
-        recipe("b"),
+        recipe("b", knobs=frozenset({Knob.WIDE})),
         recipe("a2", varies="a"),
         recipe("b2", varies="b"),
     )

@@ -16,6 +16,7 @@ from edgekit_converters import graph
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.proof import generated
 from edgekit_converters.quantization.dynamic import Storage, quantize_dynamic
+from edgekit_converters.quantization.merging import merge_products
 from edgekit_runtime.session import open_session
 
 
@@ -189,8 +190,54 @@ def test_rounding_by_moments_changes_outputs_less(storage: Storage, tmp_path: Pa
 
 def test_one_quantization_serves_all_that_read_a_tensor(tmp_path: Path) -> None:
     path = product(tmp_path, ("q", "k", "v"), 8, 8)
-    counted = graph.operators(onnx.load_model(made(path)))
+    counted = graph.operators(onnx.load_model(made(path, per_channel=False)))
     assert (counted["DynamicQuantizeLinear"], counted["MatMulInteger"]) == (1, 3)
+
+
+def test_products_that_read_one_tensor_are_one_and_compute_the_same(tmp_path: Path) -> None:
+    path = product(tmp_path, ("q", "k", "v"), 8, 8)
+    merged, apart = tmp_path / "merged.onnx", tmp_path / "apart.onnx"
+    for out, spared in ((merged, frozenset()), (apart, frozenset({"to q", "to k"}))):
+        quantize_dynamic(
+            path, out, per_channel=True, reduce_range=False, storage=Storage(), spared=spared
+        )
+    counted = graph.operators(onnx.load_model(merged))
+    assert (counted["MatMulInteger"], counted["Split"]) == (1, 1)
+    assert graph.operators(onnx.load_model(apart))["MatMul"] == 2
+    feeds = {"x": np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)}
+    got, want = (open_session(RuntimeKind.ONNXRUNTIME, p).run(feeds) for p in (merged, apart))
+    assert list(got) == ["q", "k", "v"]
+    assert np.array_equal(got["v"], want["v"])  # a column's numbers are its own
+
+
+def test_biases_go_along_and_products_with_other_readers_stay(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 4] x) => (float[N, 4] a, float[N, 4] b, float[N, 4] c, float[N, 4] pc)
+        {
+            pa = MatMul(x, wa) a = Add(pa, ba) pb = MatMul(x, wb) b = Add(bb, pb)
+            pc = MatMul(x, wc) c = Add(pc, bc)
+        }
+        """
+    )
+    random = np.random.default_rng(2)
+    for name in ("wa", "wb", "wc", "ba", "bb", "bc"):
+        shape = (4, 4) if name[0] == "w" else (4,)
+        value = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.name_nodes(model)
+    feeds = {"x": random.standard_normal((3, 4)).astype(np.float32)}
+    onnx.save_model(model, tmp_path / "before.onnx")
+    assert merge_products(model, ()) == 1
+    onnx.save_model(model, tmp_path / "after.onnx")
+    counted = graph.operators(model)
+    assert (counted["MatMul"], counted["Add"], counted["Split"]) == (2, 2, 1)
+    before, after = (
+        open_session(RuntimeKind.ONNXRUNTIME, tmp_path / f"{n}.onnx").run(feeds)
+        for n in ("before", "after")
+    )
+    assert all(np.allclose(after[name], before[name], atol=1e-6) for name in before)
 
 
 def test_weights_that_are_not_numbers_stay(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from edgekit_converters.conditioning.rounding import reconstruct
 from edgekit_converters.quantization.blockwise import channelwise
 from edgekit_converters.quantization.draft import CONTRIB, Draft, Place, attributes, gemm_bias
 from edgekit_converters.quantization.folding import pack, unfold
+from edgekit_converters.quantization.merging import merge_products
 from edgekit_converters.quantization.tables import kept_tables, table_of, take_rows
 from edgekit_converters.quantization.weight_only import reconstruct_stored, stored_weights
 
@@ -80,6 +81,8 @@ def quantize_dynamic(
         grid = Grid(per_channel=per_channel, levels=levels)
         reconstruct(model, moments, nodes=set(products) - spared, grid=grid)
         reconstruct_stored(model, moments, spared=spared, operators=_STORED)
+    if per_channel:  # a step for all of several matrices would be another
+        merge_products(model, spared)
     rewriting = _Rewriting(
         per_channel=per_channel,
         levels=levels,
