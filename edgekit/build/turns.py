@@ -27,6 +27,7 @@ __all__ = ["DISTURBED", "PATIENCE_S", "Considerate", "Turns", "alone", "open_tur
 
 DISTURBED: Final = "Another build computed while this one measured: build again."
 """Remark of a report."""
+_MEMORY: Final = "/dev/shm"
 PATIENCE_S: Final = 600.0
 """Longer than any section without a place to give way: a variant may take 120 s."""
 _LOOK_S: Final = 0.005
@@ -155,14 +156,16 @@ def alone() -> Iterator[None]:
 
 
 def _directory() -> Path:
-    """Of this user, for all builds with the same temporary directory."""
-    path = Path(tempfile.gettempdir()) / f"edgekit-{os.getuid()}"
+    """Of this user, for all builds on this machine, and where nothing stays on disk."""
+    places = (os.environ.get("XDG_RUNTIME_DIR"), _MEMORY, tempfile.gettempdir())
+    place = next(p for p in places if p and os.access(p, os.W_OK | os.X_OK))
+    path = Path(place) / f"edgekit-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     state = path.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
         raise Refused(
             f"{path} is not a directory of yours, and builds take turns by locks in it: remove it, "
-            "or set TMPDIR to another directory."
+            "or set XDG_RUNTIME_DIR to another directory."
         )
     return path
 

@@ -153,6 +153,7 @@ def test_a_device_without_the_plugin_refuses_before_it_fetches(
         agent.wait(link.outcomes, "an outcome")
         assert link.outcomes() == [("refused", "1.0")]
         assert link.phases == [Phase.CHECK, Phase.PREFLIGHT]
+        agent.wait(agent.last, "the refusal")
         last = agent.last()
         assert last is not None
         assert last.reason.endswith("the runtime plug-in acme is not installed.")

@@ -120,13 +120,7 @@ def test_every_key_changes_with_each_circumstance(
 
 
 def test_packages_have_what_computes() -> None:
-    assert {
-        "edgekit",
-        "numpy",
-        "onnx",
-        "onnxruntime",
-        "onnxslim",
-    } <= circumstances().packages.keys()
+    assert {"edgekit", "numpy", "onnx", "onnxruntime"} <= circumstances().packages.keys()
 
 
 def test_source_digest_changes_with_any_module_and_its_name(tmp_path: Path) -> None:

@@ -187,6 +187,6 @@ def test_locks_of_somebody_else_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f"edgekit-{os.getuid()}").symlink_to(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(Refused, match="not a directory of yours"), open_turns():
         pass

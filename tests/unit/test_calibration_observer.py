@@ -246,12 +246,14 @@ def test_a_sample_that_the_model_fails_on_is_told_by_number(shards: int, tmp_pat
 def test_a_process_that_dies_is_one_sentence_and_leaves_none_behind(tmp_path: Path) -> None:
     model = convolutions(tmp_path / "m.onnx")
     myself = psutil.Process()
+    before = set(myself.children())  # others' tests may keep processes
 
     def samples() -> Iterator[Feeds]:
         yield from images(2, 24)
-        os.kill(myself.children()[0].pid, signal.SIGKILL)
+        shard = next(child for child in myself.children() if child not in before)
+        os.kill(shard.pid, signal.SIGKILL)
         yield from images(20, 24)
 
     with pytest.raises(ShardFailed, match=r"ended with SIGKILL: see that memory is free"):
         observe(model, IMAGE_TENSORS, samples(), threads=1, scratch=tmp_path, shards=2)
-    assert not myself.children()
+    assert set(myself.children()) <= before

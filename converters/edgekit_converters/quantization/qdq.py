@@ -134,9 +134,11 @@ def _with_ranges(
 
 
 def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:
-    """A bias of its own for each node: its scale is that of the node's input times its weight's.
+    """A bias of its own for each node, with one axis: its scale is that of the node's input times
+    its weight's.
 
-    onnxruntime copies shared ones, too, but under names that other tensors may have.
+    onnxruntime copies shared ones, too, but under names that other tensors may have; and of one
+    that is a row [1, columns], as Gemm may have, it takes no scale for each column.
     """
     constants = graph.initializers(model.graph)
     uses: dict[str, int] = {}
@@ -145,10 +147,14 @@ def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:
             continue
         name = node.input[2]
         uses[name] = uses.get(name, 0) + 1
-        if uses[name] > 1:
+        dims = constants[name].dims
+        is_row = len(dims) == 2 and dims[0] == 1
+        if uses[name] > 1 or is_row:
             copy = model.graph.initializer.add()
             copy.CopyFrom(constants[name])
             copy.name = f"{name}/bias of {node.name}"
+            if is_row:
+                del copy.dims[0]
             node.input[2] = copy.name
 
 
