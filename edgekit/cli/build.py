@@ -75,7 +75,7 @@ def build(
 ) -> None:
     """Make the best bundle of each MODEL for each profile.
 
-    MODEL is an .onnx or .tflite file; a model of PyTorch, scikit-learn, XGBoost, LightGBM or
+    MODEL is an .onnx or .tflite file; a model of PyTorch, TensorFlow, scikit-learn, boosting or
     Hugging Face (docs/sources.md: a file, a directory, or package.module:callable); what a vendor's
     tool made for a runtime plug-in (docs/runtimes.md); or an edgekit.toml. Without it the
     edgekit.toml here describes the build, and options change it. Of several, one that fails does
