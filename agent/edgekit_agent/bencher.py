@@ -7,6 +7,7 @@ the next where it was killed.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ class Bencher:
         except OSError as error:
             found = Measured(reason=cut(f"{error.strerror or error}"))
         finally:
-            storage.remove(self._scratch)
+            with contextlib.suppress(OSError):  # the next measurement clears it
+                storage.remove(self._scratch)
         return Measured(
             figures=found.figures,
             rss_bytes=found.rss_bytes,

@@ -175,7 +175,8 @@ class Contest:
                 if fine and not over and (reach is None or key < reach):
                     reach = key + abs(key) * margin
                 relieved = None if fine else search.relieve(trial)
-                if relieved is not None and relieved.failure is None:
+                known = {one.title for one in (*tried, *pending)}
+                if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.key)
         return tried
 

@@ -159,7 +159,12 @@ def _farm_out(
     """Run orders; returns those that were lost with the executor itself."""
     lost = []
     with open_executor(executor) as pool:
-        futures = {pool.submit(work, order): index for index, order in orders.items()}
+        futures = {}
+        for index, order in orders.items():
+            try:
+                futures[pool.submit(work, order)] = index
+            except BrokenExecutor:
+                lost.append(index)
         for future in as_completed(futures):
             index = futures[future]
             try:

@@ -201,4 +201,8 @@ class Records:
 
 
 def _digests(model: Path, beside: Sequence[Path]) -> dict[str, str]:
-    return {"": sha256_of(model), **{path.name: sha256_of(path) for path in beside}}
+    home = model.resolve().parent
+    return {
+        "": sha256_of(model),
+        **{path.resolve().relative_to(home).as_posix(): sha256_of(path) for path in beside},
+    }

@@ -156,12 +156,14 @@ class Search:
         self._try_all(sorted(able, key=lambda recipe: -len(recipe.knobs)))
         self._held_s = (self._clock() - began) / max(1, len(able)) * len(plain)
         tuned = self._tune_families(set(), most=1)
+        was_cut = self._is_over()
         self._held_s = 0.0
         self._try_all(plain)
         for parent in self._best(self._trials.values())[:_PARENTS]:
             if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
                 self._try_all(self._variations(parent))
-        self._tune_families(tuned)
+        # what is over goes on where it was: nothing is made twice
+        self._tune_families(set() if was_cut else tuned)
 
     def _tune_families(self, tuned: set[str], *, most: int | None = None) -> set[str]:
         """Tune the best trial of each family that is not among the `tuned`, and give all that are

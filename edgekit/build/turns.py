@@ -160,7 +160,8 @@ def _directory() -> Path:
     places = (os.environ.get("XDG_RUNTIME_DIR"), _MEMORY, tempfile.gettempdir())
     place = next(p for p in places if p and os.access(p, os.W_OK | os.X_OK))
     path = Path(place) / f"edgekit-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
     state = path.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid():
         raise Refused(

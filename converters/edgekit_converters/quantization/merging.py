@@ -119,8 +119,9 @@ def _merge(model: ModelProto, group: list[_Product]) -> None:
             kept.append(node)
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
     dropped = {p.node.input[1] for p in group}
-    tensors = [tensor for tensor in within.initializer if tensor.name not in dropped]
     del within.node[:]
     within.node.extend(nodes)
-    del within.initializer[:]
-    within.initializer.extend(tensors)
+    # one by one: what is put in anew is held twice
+    for at in range(len(within.initializer) - 1, -1, -1):
+        if within.initializer[at].name in dropped:
+            del within.initializer[at]

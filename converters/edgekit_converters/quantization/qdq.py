@@ -32,6 +32,7 @@ __all__ = ["Activations", "Granularity", "quantize_static"]
 
 _LARGEST: Final = 1e30
 """A range beyond this is a mask's minus infinity, not a value: its nodes stay float."""
+_BIASED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 class Granularity(enum.Enum):
@@ -143,7 +144,9 @@ def _unshare_biases(model: ModelProto, nodes: frozenset[str]) -> None:
     constants = graph.initializers(model.graph)
     uses: dict[str, int] = {}
     for node in model.graph.node:
-        if node.name not in nodes or len(node.input) < 3 or node.input[2] not in constants:
+        if node.name not in nodes or node.op_type not in _BIASED:
+            continue
+        if len(node.input) < 3 or node.input[2] not in constants:
             continue
         name = node.input[2]
         uses[name] = uses.get(name, 0) + 1
