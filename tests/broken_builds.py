@@ -153,6 +153,7 @@ def _run(sandbox: Sandbox) -> tuple[int, str, float]:
             os.dup2(stream, 2)
             os.environ["TMPDIR"] = tempfile.tempdir = str(sandbox.root / "tmp")
             os.environ["HOME"] = str(sandbox.root / "home")
+            os.environ["EDGEKIT_CACHE_MIB"] = "0"  # what a good build keeps is no leftover
             os.chdir(sandbox.root / "cwd")
             sys.argv = ["edgekit", *sandbox.words]
             from edgekit.cli import main

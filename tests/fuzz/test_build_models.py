@@ -97,6 +97,7 @@ def test_command_refuses_or_builds_a_broken_model(kind: str, int8: bool, tmp_pat
             "PATH": "/usr/bin:/bin",
             "TMPDIR": str(sandbox.root / "tmp"),
             "HOME": str(sandbox.root / "home"),
+            "EDGEKIT_CACHE_MIB": "0",  # what a good build keeps is no leftover
         },
         cwd=sandbox.root / "cwd",
         capture_output=True,
