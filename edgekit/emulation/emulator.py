@@ -41,6 +41,6 @@ class Emulator:
         }
 
     def try_bundle(self, profile: Profile, sealed: Sealed) -> None:
-        """A `builder.Gate`. Errors: as `emulate`."""
+        """A `delivery.Gate`. Errors: as `emulate`."""
         if (sysroot := self._sysroots.get(profile.name)) is not None:
             self.emulated.append(emulate(sealed, profile, sysroot))
