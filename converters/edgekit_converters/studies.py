@@ -9,6 +9,7 @@ Invariant: what a study gives back is JSON; what is larger is in the file `out`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
-__all__ = ["equalized", "moments", "noise", "smoothed"]
+__all__ = ["equalized", "levelled", "moments", "noise", "smoothed"]
 
 
 def equalized(**arguments: Any) -> int:
     """`_rewritten` by `equalize_file`."""
     return _rewritten(equalize_file, **arguments)
+
+
+def levelled(**arguments: Any) -> int:
+    """`_rewritten` by `equalize_file`, for weights that have a scale per channel."""
+    return _rewritten(partial(equalize_file, with_weights=False), **arguments)
 
 
 def smoothed(**arguments: Any) -> int:

@@ -163,7 +163,9 @@ class Contest:
         margin = _REACH_OF_FORECASTS if search.goes_by_forecast else _REACH
         reach: float | None = None
         while pending and len(tried) < _FINALISTS:
-            if reach is not None and search.key(pending[0])[:2] > (0.0, reach):
+            if reach is not None and (
+                search.is_over() or search.key(pending[0])[:2] > (0.0, reach)
+            ):
                 break
             batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
             tried += batch

@@ -69,12 +69,15 @@ class Base(Enum):
 
     NORMALIZED = "normalized"
     EQUALIZED = "equalized"
+    LEVELLED = "levelled"
     SMOOTHED = "smoothed"
 
     @classmethod
     def of(cls, tuning: Tuning) -> Base:
         if tuning.equalized:
             return cls.EQUALIZED
+        if tuning.levelled:
+            return cls.LEVELLED
         return cls.SMOOTHED if tuning.smoothed else cls.NORMALIZED
 
 
@@ -436,6 +439,7 @@ _STUDIES: Final = "edgekit_converters.studies"
 _LITERT: Final = "edgekit_converters.litert.quantization"
 _REWRITES: Final = {
     Base.EQUALIZED: "equalizing channels",
+    Base.LEVELLED: "levelling channels",
     Base.SMOOTHED: "smoothing activations",
 }
 """What the function in `_STUDIES` that is named as the base does."""

@@ -32,6 +32,8 @@ SCREENED: Final = 64
 _LEAST: Final = 8
 _BASELINE_S: Final = 1.0
 """How long the baseline and the reading of the samples may take, once there are a few."""
+_VARIANT_S: Final = 1.0
+"""The same for a variant; one that is so slow is compared on fewer."""
 _RACE_S: Final = 0.2
 _RACE_FEEDS: Final = 4
 
@@ -118,8 +120,11 @@ class Screen:
             options=self._options.get(variant.kind, SessionOptions()),
             metric=self._metric,
         )
-        for sample, outputs in self._kept:
+        began = time.perf_counter()
+        for number, (sample, outputs) in enumerate(self._kept):
             contestant.take(sample, outputs)
+            if number >= _LEAST and time.perf_counter() - began > _VARIANT_S:
+                break
         accuracy = contestant.close()
         if accuracy.failure is not None:
             return Trial(variant=variant, accuracy=accuracy)

@@ -30,6 +30,7 @@ from edgekit.build.progress import Advance, Progress
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
@@ -41,6 +42,8 @@ _PARENTS: Final = 2
 """Recipes whose variations are tried."""
 _CLOSER_DB: Final = 0.3
 """What is worth a knob: less may be chance."""
+_CLOSER_AT_NO_COST_DB: Final = 0.1
+"""What is worth one that costs nothing on the device."""
 _FASTER: Final = 0.01
 """As a part of the baseline's time: screening sees no less."""
 _ENDS: Final = (1, 2, 3, 4)
@@ -57,10 +60,20 @@ _LEAST_DROP: Final = 0.01
 """Where none is allowed."""
 _EQUAL_SIZE: Final = 0.01
 
-_BASES: Final = (Knob.SMOOTHED, Knob.EQUALIZED)
-_ROUNDING: Final = (Knob.CORRECTED, Knob.RECONSTRUCTED)
-"""Knobs that cost no time on the device, in the order in which they build on each other; the second
-two cost some here."""
+_BASES: Final = (Knob.SMOOTHED, Knob.EQUALIZED, Knob.LEVELLED)
+_PROMISE: Final = (
+    Estimator.MSE,
+    Estimator.PERCENTILE,
+    Estimator.MINMAX,
+    Estimator.MOVING_AVERAGE,
+    Estimator.ENTROPY,
+)
+"""Which to try first, if the time is short."""
+_ROUNDINGS: Final[Sequence[Mapping[str, object]]] = (
+    {"corrected": True},
+    {"corrected": True, "reconstructed": True},
+)
+"""What costs no time on the device, but some here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +169,7 @@ class Search:
         self._try_all(sorted(able, key=lambda recipe: -len(recipe.knobs)))
         self._held_s = (self._clock() - began) / max(1, len(able)) * len(plain)
         tuned = self._tune_families(set(), most=1)
-        was_cut = self._is_over()
+        was_cut = self.is_over()
         self._held_s = 0.0
         self._try_all(plain)
         for parent in self._best(self._trials.values())[:_PARENTS]:
@@ -174,7 +187,7 @@ class Search:
             family = trial.variant.recipe.family
             if family in tuned or not trial.variant.recipe.knobs:
                 continue
-            if self._is_over() or (tuned and self._is_behind(trial)):
+            if self.is_over() or (tuned and self._is_behind(trial)):
                 break
             tuned.add(family)
             self._tune(trial)
@@ -185,7 +198,7 @@ class Search:
 
         None where there is nothing left to spare, or no time.
         """
-        if self._is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
+        if self.is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
             return None
         spared = trial.variant.tuning.spared
         ranked = [n.node for n in self._kitchen.noise(trial.variant.kind) if n.node not in spared]
@@ -203,7 +216,8 @@ class Search:
             return self._kitchen.noise(kind)
         return ()
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Whether it is too late to begin anything."""
         ends = self._deadlines
         if self._is_explored:
             return self._clock() >= ends.relieve_s
@@ -213,7 +227,7 @@ class Search:
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
-        while pending and not self._is_over():
+        while pending and not self.is_over():
             batch, pending = pending[:_MADE_TOGETHER], pending[_MADE_TOGETHER:]
             self._kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:
@@ -320,20 +334,21 @@ class Search:
         )
 
     def _tune(self, trial: Trial) -> None:
-        """Turn one knob after the other, and keep what gains; how weights are rounded after
-        variations, where the accuracy does already."""
-        knobs = trial.variant.recipe.knobs
-        best = self._turn(trial, _BASES)
-        is_fine = self._is_fine(best)
-        if not is_fine:
-            best = self._turn(best, _ROUNDING)
+        """Turn one knob after the other, and keep what gains: what makes it faster first, since
+        the others are then turned once. How weights are rounded after variations, where the
+        accuracy does already and is not that of ranges, too."""
+        knobs, best = trial.variant.recipe.knobs, trial
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
         needs = trial.variant.recipe.needs
         has_ends = needs.estimator is not None or needs.samples
         if Knob.SPARED in knobs and has_ends and not self._by_size:
             best = self._spare_ends(best)
+        best = self._turn(best, _BASES)
+        is_fine = not has_ends and self._is_fine(best)
+        if not is_fine:
+            best = self._round(best)
         variations = self._variations(trial)
-        while variations and not self._is_over():
+        while variations and not self.is_over():
             batch, variations = variations[:_MADE_TOGETHER], variations[_MADE_TOGETHER:]
             tuning = best.variant.tuning
             self._kitchen.make_all((recipe, recipe.heeded(tuning)) for recipe in batch)
@@ -341,7 +356,7 @@ class Search:
                 like = best if _differ_in_ranges(recipe, best.variant.recipe) else None
                 best = self._better(best, self._try(recipe, tuning, like=like))
         if is_fine:
-            best = self._turn(best, _ROUNDING)
+            best = self._round(best)
         if Knob.WIDE in knobs and not self._by_size:
             self._better(best, self._turned(best, wide=True))
 
@@ -349,6 +364,16 @@ class Search:
         for knob in knobs:
             if knob in best.variant.recipe.knobs:
                 best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+        return best
+
+    def _round(self, start: Trial) -> Trial:
+        """Change how weights are rounded, where that gains."""
+        if not start.variant.recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
+            return start
+        self._make_ahead(start, _ROUNDINGS)
+        best = start
+        for changed in _ROUNDINGS:
+            best = _closer(best, self._turned(start, like=start, **changed))
         return best
 
     def _is_fine(self, trial: Trial) -> bool:
@@ -363,11 +388,19 @@ class Search:
         recipe = trial.variant.recipe
         parent = recipe.varies or recipe.id
         found = [r for r in self._recipes if r is not recipe and parent in (r.id, r.varies)]
-        return sorted(found, key=lambda r: (-r.bits, not _differ_in_ranges(r, recipe), r.id))
+        return sorted(
+            found,
+            key=lambda r: (
+                -r.bits,
+                not _differ_in_ranges(r, recipe),
+                _PROMISE.index(r.needs.estimator) if r.needs.estimator else 0,
+                r.id,
+            ),
+        )
 
     def _make_ahead(self, trial: Trial, changes: Sequence[Mapping[str, object]]) -> None:
         """Make what will probably be asked for next, in twos."""
-        if self._is_over():
+        if self.is_over():
             return
         recipe = trial.variant.recipe
         tunings = [
@@ -383,7 +416,7 @@ class Search:
     def _turned(
         self, trial: Trial, *, like: Trial | None = None, **changed: object
     ) -> Trial | None:
-        if self._is_over():
+        if self.is_over():
             return None
         tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
         if self._kitchen.base(Base.of(tuning)) is None:
@@ -446,4 +479,4 @@ def _closer(best: Trial, other: Trial | None) -> Trial:
     """The other one if it has less noise: it takes no more time."""
     if other is None or other.failure is not None:
         return best
-    return other if other.closeness_db - best.closeness_db >= _CLOSER_DB else best
+    return other if other.closeness_db - best.closeness_db >= _CLOSER_AT_NO_COST_DB else best

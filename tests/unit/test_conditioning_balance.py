@@ -181,7 +181,7 @@ def test_one_constant_as_scale_and_bias_becomes_two(tmp_path: Path) -> None:
     ]
     model = model_of(nodes, held, rank=4)
     changed = ModelProto.FromString(model.SerializeToString())
-    (junction,) = find_junctions(changed, behind_layers=False)
+    (junction,) = find_junctions(changed)
     scale(changed, [junction], {junction.tensor: np.exp(_normal(8))})
     names = [tensor.name for tensor in changed.graph.initializer]
     assert len(set(names)) == len(names) == len(held) + 2

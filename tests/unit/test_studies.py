@@ -34,7 +34,7 @@ import os, signal
 def crash(**arguments):
     os.kill(os.getpid(), signal.SIGSEGV)
 
-noise = moments = equalized = smoothed = crash
+noise = moments = equalized = levelled = smoothed = crash
 """
 WIDTH = 72
 

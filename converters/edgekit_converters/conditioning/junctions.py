@@ -1,11 +1,9 @@
 """Junctions: tensors whose channels can be scaled without changing what the model computes.
 
-A channel that its source scales by `k` and all its readers divide by `k` is the same channel, as
-long as what lies between commutes with positive factors (Nagel et al., "Data-free quantization
-through weight equalization and bias correction", ICCV 2019, section 4.1).
+What makes a channel scales it by `k`, and all its readers divide by `k`. Here are those that
+normalizations make, and the scaling of any; `streams` finds those that layers make.
 
-Invariant: a junction's source, what lies between and its readers are all there is to its tensor;
-factors are positive, one per channel. Clip does not commute: its bounds are the same for all.
+Invariant: factors are positive, one per channel.
 """
 
 from __future__ import annotations
@@ -22,14 +20,25 @@ from edgekit_converters import external, graph
 from edgekit_converters.conditioning.layers import Layer, constant, layers, replace, uses
 from edgekit_converters.conditioning.probe import readings
 
-__all__ = ["Junction", "Peaks", "collect_peaks", "find_junctions", "scale"]
+__all__ = [
+    "COMMUTING",
+    "Junction",
+    "Peaks",
+    "Scaled",
+    "collect_peaks",
+    "find_junctions",
+    "scale",
+]
 
-_COMMUTING: Final = frozenset(
+COMMUTING: Final = frozenset(
     "Relu LeakyRelu PRelu Identity Dropout "
     "MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split()
 )
+"""Operators through which positive factors pass."""
 Peaks = Mapping[str, np.ndarray]
 """Greatest absolute value of each channel, by tensor."""
+Scaled = tuple[NodeProto, int, int]
+"""Node, number of input and axes behind the channels', of a constant that is scaled, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +46,13 @@ class Junction:
     tensor: str
     channels: int
     readers: tuple[Layer, ...]
-    source: Layer | None = None
-    """The layer whose outputs the channels are, or None where a normalization makes them."""
-    constants: tuple[tuple[NodeProto, int, int], ...] = ()
-    """Node, number of input and axes behind the channels', of what is scaled with the source."""
+    sources: tuple[Layer, ...] = ()
+    """The layers whose outputs the channels are; none where a normalization makes them."""
+    constants: tuple[Scaled, ...] = ()
     inserted: bool = False
     """The tensor has other uses: the readers get a scaled copy of it."""
+    rounded: tuple[str, ...] = ()
+    """All tensors with these channels that integers are made of."""
 
     def columns(self, reader: Layer, matrix: np.ndarray) -> np.ndarray:
         """View [group, output, channel of group, tap] of a reader's matrix."""
@@ -50,14 +60,13 @@ class Junction:
         return matrix.reshape(reader.groups, matrix.shape[1], -1, taps)
 
 
-def find_junctions(model: ModelProto, *, behind_layers: bool) -> list[Junction]:
-    """Those that layers make, or else those that normalizations (or constant factors) make, and
-    these also where the tensor has other uses."""
+def find_junctions(model: ModelProto) -> list[Junction]:
+    """Those that normalizations, or constant factors, make; also where the tensor has other
+    uses."""
     counts = uses(model)
-    known = {layer.name: layer for layer in layers(model)}
     producers = {output: node for node in model.graph.node for output in node.output}
     reading: dict[str, list[Layer]] = {}
-    for layer in known.values():
+    for layer in layers(model):
         if counts[layer.weight] == 1 and not layer.attributes.get("transA"):
             reading.setdefault(layer.input, []).append(layer)
     found = []
@@ -65,25 +74,18 @@ def find_junctions(model: ModelProto, *, behind_layers: bool) -> list[Junction]:
         channels, trailing = readers[0].channels, readers[0].trailing
         if any((r.channels, r.trailing) != (channels, trailing) for r in readers):
             continue
-        walked = _walk(
-            model, tensor, known=known, producers=producers, counts=counts, trailing=trailing
-        )
-        if walked is None or (walked[0] is None) == behind_layers:
+        constants = _walk(model, tensor, producers=producers, counts=counts, trailing=trailing)
+        if constants is None:
             continue
-        source, constants = walked
         alone = counts[tensor] == len(readers)
-        if source is not None:
-            same = (source.outputs, source.trailing) == (channels, trailing)
-            if not same or not alone or counts[source.weight] != 1:
-                continue
         found.append(
             Junction(
                 tensor=tensor,
                 channels=channels,
                 readers=tuple(readers),
-                source=source,
                 constants=tuple(constants) if alone else (),
                 inserted=not alone,
+                rounded=(tensor,),
             )
         )
     return found
@@ -93,37 +95,28 @@ def _walk(
     model: ModelProto,
     tensor: str,
     *,
-    known: Mapping[str, Layer],
     producers: Mapping[str, NodeProto],
     counts: Mapping[str, int],
     trailing: int,
-) -> tuple[Layer | None, list[tuple[NodeProto, int, int]]] | None:
-    """From a tensor up to the layer (or None: the normalization) that can scale its channels, and
-    the constants to be scaled with it."""
-    constants: list[tuple[NodeProto, int, int]] = []
+) -> list[Scaled] | None:
+    """The constants to be scaled, from a tensor up to the normalization that makes its channels;
+    None where none does."""
+    constants: list[Scaled] = []
     current = tensor
     while (node := producers.get(current)) is not None:
-        if current != tensor and counts[current] != 1:
+        if (current != tensor and counts[current] != 1) or node.domain not in graph.ONNX_DOMAINS:
             return None
-        if node.name in known:
-            if len(node.input) > 2 and node.input[2]:
-                if constant(model.graph, node.input[2]) is None:
-                    return None
-                constants.append((node, 2, 0))
-            return known[node.name], constants
-        if node.domain not in graph.ONNX_DOMAINS:
-            return None
-        if node.op_type in _COMMUTING and len(node.output) == 1:
+        if node.op_type in COMMUTING and len(node.output) == 1:
             current = node.input[0]
         elif _normalizes(model, node, trailing):
-            return None, [*constants, (node, 1, 0), (node, 2, 0)]
+            return [*constants, (node, 1, 0), (node, 2, 0)]
         elif node.op_type in ("Add", "Mul"):
             at = next((i for i in (0, 1) if constant(model.graph, node.input[i]) is not None), None)
             if at is None:
                 return None
             constants.append((node, at, trailing))
             if node.op_type == "Mul":
-                return None, constants
+                return constants
             current = node.input[1 - at]
         else:
             return None
@@ -149,8 +142,8 @@ def collect_peaks(
     embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> dict[str, np.ndarray]:
     """Peaks of the junctions' tensors over the samples. Errors: those of the runtime."""
-    axes = {j.tensor: j.readers[0].trailing for j in junctions}
-    peaks = {j.tensor: np.zeros(j.channels) for j in junctions}
+    axes = {tensor: j.readers[0].trailing for j in junctions for tensor in j.rounded}
+    peaks = {tensor: np.zeros(j.channels) for j in junctions for tensor in j.rounded}
     with readings(
         model, list(axes), samples, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
     ) as seen:
@@ -172,7 +165,7 @@ def scale(
     weights: dict[str, tuple[Layer, np.ndarray]] = {}
     for junction in junctions:
         factor = factors[junction.tensor]
-        for layer in (*junction.readers, *([junction.source] if junction.source else [])):
+        for layer in (*junction.readers, *junction.sources):
             if layer.weight not in weights:
                 values = constant(model.graph, layer.weight)
                 assert values is not None
@@ -180,8 +173,8 @@ def scale(
         for reader in junction.readers:
             columns = junction.columns(reader, weights[reader.weight][1])
             columns /= factor.reshape(reader.groups, 1, -1, 1)
-        if junction.source is not None:
-            matrix = weights[junction.source.weight][1]
+        for source in junction.sources:
+            matrix = weights[source.weight][1]
             matrix *= factor.reshape(*matrix.shape[:2], 1)
         for node, at, trailing in junction.constants:
             _multiply(model, node, at, factor.reshape(-1, *[1] * trailing), counts[node.input[at]])

@@ -98,49 +98,58 @@ def _descended(
     hessian: np.ndarray,
     levels: int,
 ) -> np.ndarray:
-    """Codes [group, output, width] of a lower quadratic form than `nearest`."""
-    codes: np.ndarray = nearest.copy()
+    """Codes [group, output, width] of a lower quadratic form than `nearest`.
+
+    The descent is in float32, by columns: [group, width, output].
+    """
     curvature = np.einsum("gdd->gd", hessian)
     # the largest weight stays, for it tells the conversion the step
     fixed = (np.abs(nearest) >= levels) | (curvature <= 0)[:, None, :]
+    codes, free, error = (
+        np.ascontiguousarray(array.swapaxes(1, 2), np.float32)
+        for array in (nearest, ~fixed, nearest * steps - matrix)
+    )
+    narrow, step = hessian.astype(np.float32), steps[..., 0].astype(np.float32)
+    slope = np.matmul(narrow, error)
     for _ in range(_SWEEPS):
-        slope = np.matmul(codes * steps - matrix, hessian)
-        if not _sweep(codes, slope, steps=steps, hessian=hessian, fixed=fixed, levels=levels):
+        if not _sweep(codes, slope, step=step, hessian=narrow, free=free, levels=levels):
             break
-    return codes
+    found: np.ndarray = codes.swapaxes(1, 2).astype(np.float64)
+    return found
 
 
 def _sweep(
     codes: np.ndarray,
     slope: np.ndarray,
     *,
-    steps: np.ndarray,
+    step: np.ndarray,
     hessian: np.ndarray,
-    fixed: np.ndarray,
+    free: np.ndarray,
     levels: int,
 ) -> bool:
     """Set each column of codes to its best in turn; whether any changed. `slope` is half the
-    gradient of the quadratic form."""
-    step = steps[..., 0]
+    gradient of the quadratic form; `step` is [group, output]."""
     moved = False
-    for start in range(0, codes.shape[-1], _BLOCK):
+    curvature = np.einsum("gdd->gd", hessian)
+    scale = 1 / np.where(curvature > 0, curvature, 1)
+    for start in range(0, codes.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
-        before = codes[..., block].copy()
-        local = slope[..., block].copy()
-        for at in range(before.shape[-1]):
+        before = codes[:, block].copy()
+        local = slope[:, block].copy()
+        for at in range(before.shape[1]):
             column = start + at
-            curvature = hessian[:, None, column, column]
-            safe = np.where(curvature > 0, curvature, 1)
-            wanted = codes[..., column] - np.rint(local[..., at] / (step * safe))
-            wanted = np.clip(wanted, -levels, levels)
-            wanted = np.where(fixed[..., column], codes[..., column], wanted)
-            shift = (wanted - codes[..., column]) * step
-            local += shift[..., None] * hessian[:, None, column, block]
-            codes[..., column] = wanted
-        change = (codes[..., block] - before) * steps
+            old = codes[:, column]
+            wanted = old - np.rint(local[:, at] * scale[:, column, None] / step)
+            change = (np.clip(wanted, -levels, levels) - old) * free[:, column]
+            if not change.any():
+                continue
+            codes[:, column] = old + change
+            beyond = hessian[:, column + 1 : block.stop, column]
+            local[:, at + 1 :] += beyond[:, :, None] * (change * step)[:, None, :]
+        change = (codes[:, block] - before) * step[:, None, :]
         if change.any():
             moved = True
-            slope += np.matmul(change, hessian[:, block])
+            slope += np.matmul(hessian[:, :, block], change)
     return moved
 
 

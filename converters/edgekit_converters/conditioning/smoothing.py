@@ -197,11 +197,7 @@ def _junctions(model: ModelProto) -> list[Junction]:
     """Tensors that only matrix products by constants of their own need scaled, or get to read a
     scaled copy of."""
     counts = uses(model)
-    free = {
-        found.tensor: found
-        for found in find_junctions(model, behind_layers=False)
-        if not found.inserted
-    }
+    free = {found.tensor: found for found in find_junctions(model) if not found.inserted}
     reading: dict[str, list[Layer]] = {}
     for layer in layers(model):
         plain = layer.operator in _PRODUCTS and not layer.attributes.get("transA")

@@ -23,9 +23,11 @@ from edgekit_converters.conditioning.conditioned import condition
 from edgekit_converters.conditioning.grid import FULL_LEVELS, REDUCED_LEVELS, Grid
 from edgekit_converters.quantization.selection import (
     FIRST_INPUT_ONLY,
+    float_results,
     select_static,
 )
 from edgekit_converters.quantization.shielding import shield
+from edgekit_converters.quantization.trimming import trim
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 
 __all__ = ["Activations", "Granularity", "quantize_static"]
@@ -112,6 +114,7 @@ def quantize_static(
         extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     quantized = _quietly(quantizer.quantize_model)
+    trim(quantized, float_results(model.graph, nodes))
     shield(quantized)
     _save(quantized, out)
 

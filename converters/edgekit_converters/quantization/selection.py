@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edgekit_converters import graph
 from edgekit_converters.facts import weighted_nodes
@@ -20,6 +20,7 @@ __all__ = [
     "FIRST_INPUT_ONLY",
     "STATIC_OPERATORS",
     "Selection",
+    "float_results",
     "select_static",
     "weighted_names",
 ]
@@ -28,6 +29,7 @@ STATIC_OPERATORS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 DYNAMIC_OPERATORS: Final = frozenset({"Gemm", "LSTM", "MatMul"})
 """Not Conv: onnxruntime's ConvInteger is slower than its float32 Conv wherever it was measured."""
 
+_GIVE_FLOATS: Final = frozenset({"Gemm", "MatMul"})
 _CLAMPS: Final = frozenset({"Relu", "Clip"})
 _MOVES: Final = frozenset({"Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Their outputs are values of their inputs: one range serves both."""
@@ -101,6 +103,21 @@ def select_static(
     return Selection(
         nodes=tuple(node.name for node in current.node if node.name in chosen),
         sources={name: source(name) for name in sorted(quantized)},
+    )
+
+
+def float_results(current: GraphProto, nodes: Collection[str]) -> frozenset[str]:
+    """Those of the quantized nodes whose results none of them reads, and that can give floats.
+
+    onnxruntime's integer products of matrices do where nothing rounds what they give (QGemm and
+    MatMulIntegerToFloat); its convolutions do not.
+    """
+    wanted = frozenset(nodes)
+    read = {name for node in current.node if node.name in wanted for name in node.input}
+    return frozenset(
+        node.name
+        for node in current.node
+        if node.name in wanted and node.op_type in _GIVE_FLOATS and node.output[0] not in read
     )
 
 

@@ -23,7 +23,7 @@ from edgekit_converters import graph
 from edgekit_converters.calibration.estimators import Range
 from edgekit_converters.conditioning.grid import FULL_LEVELS
 from edgekit_converters.quantization.blockwise import channelwise
-from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection
+from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection, float_results
 from edgekit_converters.quantization.weight_only import is_worth_storing, sharing, stored_inputs
 
 __all__ = ["NONE", "SWITCH", "Probe", "make_switchable"]
@@ -139,6 +139,7 @@ def _switch_nodes(
     """Put every selected node behind an If on its number; what follows reads the If's output."""
     constants = graph.initializers(main)
     chosen = set(selection.nodes)
+    floats = float_results(main, selection.nodes)
     nodes: list[NodeProto] = []
     for node in main.node:
         nodes.append(node)
@@ -160,7 +161,14 @@ def _switch_nodes(
                 "If",
                 [f"{end}/is quantized"],
                 [end],
-                then_branch=_branch(quantized, values, ranges, weights, per_channel=per_channel),
+                then_branch=_branch(
+                    quantized,
+                    values,
+                    ranges,
+                    weights,
+                    per_channel=per_channel,
+                    rounds=quantized.name not in floats,
+                ),
                 else_branch=helper.make_graph(
                     [helper.make_node("Identity", [f"{end}/float"], [f"{end}/kept"])],
                     "float",
@@ -183,8 +191,10 @@ def _branch(
     weights: np.ndarray | None,
     *,
     per_channel: bool,
+    rounds: bool,
 ) -> GraphProto:
-    """The node from quantized inputs with quantized weights, and its result rounded."""
+    """The node from quantized inputs with quantized weights, and its result rounded where the
+    runtime `rounds` it."""
     end, constants, nodes = node.output[0], list[TensorProto](), list[NodeProto]()
     for name in dict.fromkeys(values):
         nodes += _round_trip(constants, name, f"{end}/read {name}", ranges[name])
@@ -197,9 +207,11 @@ def _branch(
         constants.append(numpy_helper.from_array(rounded, node.input[1]))
     node.output[0] = f"{end}/computed"
     nodes.append(node)
-    # a range that a clamp behind it would cut off is not in the node's own
-    nodes += _round_trip(constants, node.output[0], f"{end}/rounded", ranges[end])
-    return helper.make_graph(nodes, "quantized", [], [_untyped(f"{end}/rounded")], constants)
+    if rounds:
+        # a range that a clamp behind it would cut off is not in the node's own
+        nodes += _round_trip(constants, node.output[0], f"{end}/rounded", ranges[end])
+    result = _untyped(nodes[-1].output[0])
+    return helper.make_graph(nodes, "quantized", [], [result], constants)
 
 
 def _untyped(name: str) -> onnx.ValueInfoProto:

@@ -64,7 +64,7 @@ def _recipe(
         output_step=1 / 255,
         bits=8,
         knobs=frozenset({Knob.SPARED, Knob.WIDE, Knob.CORRECTED, Knob.RECONSTRUCTED})
-        | (frozenset() if granularity is Granularity.PER_CHANNEL else {Knob.EQUALIZED}),
+        | {Knob.LEVELLED if granularity is Granularity.PER_CHANNEL else Knob.EQUALIZED},
         varies=_varied(f"{family}/{estimator.value}", f"{family}/minmax", simplest),
     )
 

@@ -85,8 +85,8 @@ class Ingredients:
     """By tensor name; empty unless the recipe names an estimator."""
     out: Path
     tuning: Tuning = UNTUNED
-    """`equalized` and `smoothed` are seen to before: `normalized` and `ranges` are then of the
-    rewritten model."""
+    """`equalized`, `levelled` and `smoothed` are seen to before: `normalized` and `ranges` are
+    then of the rewritten model."""
     moments: Path | None = None
     """File of `conditioning.moments`; there where the tuning reconstructs or corrects."""
     samples: Path | None = None
@@ -135,5 +135,5 @@ class Recipe:
         )
 
 
-_KNOBS_OF_RECIPES: Final = frozenset(Knob) - {Knob.EQUALIZED, Knob.SMOOTHED}
+_KNOBS_OF_RECIPES: Final = frozenset(Knob) - {Knob.EQUALIZED, Knob.LEVELLED, Knob.SMOOTHED}
 """The others are seen to before, whatever the recipe."""

@@ -20,12 +20,13 @@ class Knob(enum.Enum):
     SPARED = "spared"
     WIDE = "wide"
     EQUALIZED = "equalized"
+    LEVELLED = "levelled"
     SMOOTHED = "smoothed"
     CORRECTED = "corrected"
     RECONSTRUCTED = "reconstructed"
 
 
-_SWITCHES: Final = ("wide", "equalized", "smoothed", "corrected", "reconstructed")
+_SWITCHES: Final = ("wide", "equalized", "levelled", "smoothed", "corrected", "reconstructed")
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,6 +37,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Quantize operators without weights, too, where the runtime has integer kernels for them."""
     equalized: bool = False
     """Start from the model with its weights' channels balanced across layers."""
+    levelled: bool = False
+    """Start from the model with the values of each tensor's channels made equally large."""
     smoothed: bool = False
     """Start from the model with outliers of activations moved into the weights that read them."""
     corrected: bool = False
