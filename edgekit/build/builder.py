@@ -61,9 +61,9 @@ _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.6
+_TRIALS_SHARE: Final = 0.75
 """Of the search time that is left when calibration is done: until when trials begin."""
-_RELIEF_SHARE: Final = 0.85
+_RELIEF_SHARE: Final = 0.9
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_SHARE: Final = 0.07
 """Of the search time: for latencies in full, golden vectors and the bundle."""

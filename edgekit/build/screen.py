@@ -27,7 +27,7 @@ from edgekit_runtime.session import SessionOptions, Tensors
 __all__ = ["SCREENED", "Screen", "Trial"]
 
 _KEPT_BYTES: Final = 64 * limits.MIB
-SCREENED: Final = 64
+SCREENED: Final = 32
 """Samples at most."""
 _LEAST: Final = 8
 _BASELINE_S: Final = 1.0

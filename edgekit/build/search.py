@@ -368,12 +368,14 @@ class Search:
 
     def _round(self, start: Trial) -> Trial:
         """Change how weights are rounded, where that gains."""
-        if not start.variant.recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
+        recipe = start.variant.recipe
+        if self.is_over() or not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
             return start
         self._make_ahead(start, _ROUNDINGS)
         best = start
-        for changed in _ROUNDINGS:
-            best = _closer(best, self._turned(start, like=start, **changed))
+        for changed in _ROUNDINGS:  # what has been made is looked at, though the time be over
+            tuning = msgspec.structs.replace(start.variant.tuning, **changed)
+            best = _closer(best, self._try(recipe, tuning, like=start))
         return best
 
     def _is_fine(self, trial: Trial) -> bool:

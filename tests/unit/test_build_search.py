@@ -148,7 +148,7 @@ def test_knob_is_kept_where_it_gains_and_dropped_where_it_does_not() -> None:
         {
             "a": (0.5, 300, 20.0),
             "a (corrected)": (0.5, 300, 24.0),
-            "a (corrected, reconstructed)": (0.5, 300, 24.1),
+            "a (corrected, reconstructed)": (0.5, 300, 24.05),
             "a (wide, corrected)": (0.45, 300, 23.9),
         }
     )

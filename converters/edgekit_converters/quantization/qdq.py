@@ -27,6 +27,7 @@ from edgekit_converters.quantization.selection import (
     select_static,
 )
 from edgekit_converters.quantization.shielding import shield
+from edgekit_converters.quantization.storing import scales, store
 from edgekit_converters.quantization.trimming import trim
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 
@@ -73,11 +74,11 @@ def quantize_static(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     model = onnx.load_model(source)
+    grid = Grid(
+        per_channel=granularity is Granularity.PER_CHANNEL,
+        levels=REDUCED_LEVELS if reduce_range else FULL_LEVELS,
+    )
     if moments is not None and (tuning.reconstructed or tuning.corrected):
-        grid = Grid(
-            per_channel=granularity is Granularity.PER_CHANNEL,
-            levels=REDUCED_LEVELS if reduce_range else FULL_LEVELS,
-        )
         model = condition(
             model,
             moments,
@@ -111,9 +112,15 @@ def quantize_static(
         nodes_to_quantize=list(nodes),
         nodes_to_exclude=[],
         op_types_to_quantize=sorted({n.op_type for n in model.graph.node if n.name in nodes}),
-        extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        extra_options={
+            "ActivationSymmetric": False,
+            "WeightSymmetric": True,
+            "TensorQuantOverrides": scales(model, nodes, grid) if grid.per_channel else {},
+            "AddQDQPairToWeight": True,
+        },
     )
     quantized = _quietly(quantizer.quantize_model)
+    store(quantized)
     trim(quantized, float_results(model.graph, nodes))
     shield(quantized)
     _save(quantized, out)
