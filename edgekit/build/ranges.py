@@ -21,7 +21,7 @@ from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
 from edgekit.build.shelf import KeptRanges
-from edgekit_converters.calibration.estimators import Estimator, Range, estimate
+from edgekit_converters.calibration.estimators import OF_EXTREMES, Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
 from edgekit_converters.quantization.selection import select_static
@@ -116,6 +116,7 @@ def _observed(
                 feed,
                 threads=len(os.sched_getaffinity(0)),
                 scratch=scratch,
+                counts=not OF_EXTREMES.issuperset(estimators),
                 advance=advance,
             )
         except SampleFailed as error:

@@ -17,7 +17,7 @@ import numpy as np
 from edgekit_converters.calibration.noise import LEVELS, Range, squared_errors
 from edgekit_converters.calibration.statistics import BINS, Histogram, TensorStatistics
 
-__all__ = ["Estimator", "Range", "divergences", "estimate"]
+__all__ = ["OF_EXTREMES", "Estimator", "Range", "divergences", "estimate"]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
@@ -40,6 +40,10 @@ class Estimator(enum.Enum):
     ENTROPY = "entropy"
     MOVING_AVERAGE = "moving-average"
     MSE = "mse"
+
+
+OF_EXTREMES: Final = frozenset({Estimator.MINMAX, Estimator.MOVING_AVERAGE})
+"""Those that need no histogram."""
 
 
 def estimate(statistics: TensorStatistics, estimator: Estimator) -> Range | None:

@@ -28,12 +28,14 @@ def observe(
     *,
     threads: int,
     scratch: Path,
+    counts: bool = True,
     shards: int = 1,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, TensorStatistics]:
     """Statistics of each named float tensor of an ONNX model, opset 13 or newer, over samples.
 
-    Tensors that are not float32 or float16 are left out. With more than one shard the samples are
+    Tensors that are not float32 or float16 are left out; without `counts` the histograms stay
+    empty. With more than one shard the samples are
     shared out to so many processes of one thread each. Errors: `SampleFailed`, `ShardFailed`, and
     those of opening the model.
     """
@@ -42,16 +44,23 @@ def observe(
     if first is None:
         return {}
     try:
-        plan = plan_probes(model, tensors, first, threads=threads)
+        plan = plan_probes(model, tensors, first, threads=threads, samples=counts)
     except InferenceFailed as error:
         raise SampleFailed(error.detail, index=0) from error
     every = chain([first], stream)
     if shards > 1:
         found = observe_sharded(
-            model, plan, tensors, every, shards=shards, scratch=scratch, advance=advance
+            model,
+            plan,
+            tensors,
+            every,
+            counts=counts,
+            shards=shards,
+            scratch=scratch,
+            advance=advance,
         )
     else:
-        found = {name: TensorStatistics() for name in tensors}
+        found = {name: TensorStatistics(counts=counts) for name in tensors}
         with closing(Watcher(model, plan, threads=threads, scratch=scratch)) as watcher:
             for index, feeds in enumerate(every):
                 try:

@@ -71,6 +71,8 @@ class Probe:
     """Along each spatial axis (pooled), or along all values (flat)."""
     rectified: bool = False
     """No value is below zero: the least need not be looked for."""
+    samples: bool = True
+    """Some of the values are wanted, too, not only the extremes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +82,11 @@ class Outputs:
     high: str | None
     """Its maximum is the tensor's."""
     low: str | None
-    values: str
+    values: str | None
     """Some of its values, or, where there is no `high`, all."""
 
 
-def probe_for(shape: tuple[int, ...], *, rectified: bool) -> Probe:
+def probe_for(shape: tuple[int, ...], *, rectified: bool, samples: bool = True) -> Probe:
     """The cheapest way to tell of a tensor of this shape."""
     size = int(np.prod(shape, dtype=np.int64))
     if size <= _SMALL:
@@ -94,8 +96,11 @@ def probe_for(shape: tuple[int, ...], *, rectified: bool) -> Probe:
         for step in range(2, most + 1):
             places = -(-shape[2] // step) * -(-shape[3] // step)
             if step == most or shape[0] * shape[1] * places <= COUNTED:
-                return Probe(telling=Telling.POOLED, step=step, rectified=rectified)
-    return Probe(telling=Telling.FLAT, step=size // COUNTED | 1, rectified=rectified)
+                return Probe(
+                    telling=Telling.POOLED, step=step, rectified=rectified, samples=samples
+                )
+    step = size // COUNTED | 1
+    return Probe(telling=Telling.FLAT, step=step, rectified=rectified, samples=samples)
 
 
 def rectified(within: GraphProto) -> frozenset[str]:
@@ -129,7 +134,7 @@ def outputs(name: str, probe: Probe) -> Outputs:
     return Outputs(
         high=f"{_PREFIX}high/{name}",
         low=None if probe.rectified else f"{_PREFIX}low/{name}",
-        values=f"{_PREFIX}values/{name}",
+        values=f"{_PREFIX}values/{name}" if probe.samples else None,
     )
 
 
@@ -141,7 +146,9 @@ def add_probes(model: ModelProto, plan: Mapping[str, Probe]) -> None:
         within.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
     for name, probe in plan.items():
         told = outputs(name, probe)
-        if probe.telling is Telling.POOLED:
+        if told.values is None:
+            pass
+        elif probe.telling is Telling.POOLED:
             strides = [probe.step, probe.step]
             single = {"kernel_shape": [1, 1], "strides": strides}
             _append(within, "MaxPool", [name], told.values, **single)

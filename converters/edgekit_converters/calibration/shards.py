@@ -51,6 +51,7 @@ class _Work:
     model: Path
     plan: Plan
     tensors: tuple[str, ...]
+    counts: bool
     scratch: Path
 
 
@@ -70,13 +71,14 @@ def observe_sharded(
     *,
     shards: int,
     scratch: Path,
+    counts: bool = True,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> Statistics:
     """Statistics of the tensors, as one `Watcher` in this process would have gathered them.
 
     Each process runs the model with one thread. Errors: `SampleFailed`, `ShardFailed`.
     """
-    work = _Work(model=model, plan=plan, tensors=tuple(tensors), scratch=scratch)
+    work = _Work(model=model, plan=plan, tensors=tuple(tensors), counts=counts, scratch=scratch)
     started: list[_Shard] = []
     try:
         for _ in range(shards):
@@ -87,7 +89,7 @@ def observe_sharded(
             free = cast(Connection, wait(list(by_connection))[0])
             by_connection[free].hand_over(sample)
             advance(1)
-        merged = {name: TensorStatistics() for name in work.tensors}
+        merged = {name: TensorStatistics(counts=counts) for name in work.tensors}
         for shard in started:
             for name, found in shard.finish().items():
                 merged[name].merge(found)
@@ -147,7 +149,7 @@ def serve(handle: int) -> None:
     """What the process does: observe what comes through a connection, until the end of it."""
     connection = Connection(handle)
     work: _Work = connection.recv()
-    statistics = {name: TensorStatistics() for name in work.tensors}
+    statistics = {name: TensorStatistics(counts=work.counts) for name in work.tensors}
     watcher = Watcher(work.model, work.plan, threads=1, scratch=work.scratch)
     connection.send(None)
     while (sample := connection.recv()) is not None:

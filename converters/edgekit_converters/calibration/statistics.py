@@ -173,6 +173,8 @@ class TensorStatistics:
     sum_high: int = 0
     """Sums of each observation's `low` and `high` in units of 2^-149: whole numbers, so exact."""
     not_finite: int = 0
+    counts: bool = True
+    """Whether values are counted, or only their extremes are kept."""
 
     def __post_init__(self) -> None:
         self._histogram = Histogram()
@@ -206,13 +208,15 @@ class TensorStatistics:
             flat, low, high = finite, float(finite.min()), float(finite.max())
         self.observe_part(low, high, flat)
 
-    def observe_part(self, low: float, high: float, values: np.ndarray) -> None:
+    def observe_part(self, low: float, high: float, values: np.ndarray | None) -> None:
         """Take in one observation of which the extremes are known, and some finite values."""
         low, high = min(low, 0.0), max(high, 0.0)
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.observations += 1
         self.sum_low += int(math.ldexp(low, _QUANTUM))
         self.sum_high += int(math.ldexp(high, _QUANTUM))
+        if values is None or not self.counts:
+            return
         counted = _selection(values.reshape(-1))
         self._waiting.append(counted.astype(np.float32, copy=False))
         self._waiting_values += counted.size

@@ -41,9 +41,15 @@ _SHAPE: Final = "edgekit-shape/"
 
 
 def plan_probes(
-    model: Path, tensors: Collection[str], feeds: Mapping[str, np.ndarray], *, threads: int
+    model: Path,
+    tensors: Collection[str],
+    feeds: Mapping[str, np.ndarray],
+    *,
+    threads: int,
+    samples: bool = True,
 ) -> Plan:
-    """How to tell of those of the tensors that nodes make, by their shapes for such feeds.
+    """How to tell of those of the tensors that nodes make, by their shapes for such feeds; without
+    `samples` of their extremes alone.
 
     Errors: those of the runtime.
     """
@@ -61,7 +67,7 @@ def plan_probes(
     plan = dict.fromkeys(wanted, Probe())
     for name in inner:
         shape = tuple(shapes[_SHAPE + name].tolist())
-        plan[name] = probe_for(shape, rectified=name in never_below_zero)
+        plan[name] = probe_for(shape, rectified=name in never_below_zero, samples=samples)
     return plan
 
 
@@ -113,14 +119,16 @@ class Watcher:
     ) -> bool:
         """Whether that was enough."""
         names = self._outputs[name]
-        values = told.get(names.values)
-        if values is None:
-            return False
+        values = told.get(names.values) if names.values is not None else None
         if names.high is None:
-            _observe(statistics, values)
-            return True
-        if values.dtype in _FLOATS and told[names.high].size:
-            high = float(told[names.high].max())
+            if values is not None:
+                _observe(statistics, values)
+            return values is not None
+        highs = told.get(names.high)
+        if highs is None:
+            return False
+        if highs.dtype in _FLOATS and highs.size:
+            high = float(highs.max())
             low = float(told[names.low]) if names.low is not None else 0.0
             if not math.isfinite(high - low):
                 return False
