@@ -1,22 +1,14 @@
-"""Run a function in a child process that may crash, hang, or eat memory without harm to this one.
+"""The workshop: calls of functions, each in a child process with limits; this side of them.
 
 Invariant: whatever the child does, `run` returns its JSON result or raises, within the limits, and
 leaves no process behind. What the child writes goes where its arguments say: a scratch directory.
-
-A `Workshop` is a process that has imported what steps need and does nothing but fork. Each call is
-a fork of its own, so it starts in milliseconds and yet inherits nothing from the call before. Where
-a library keeps an idle thread (onnxruntime does), the fork lacks it, which none has minded: the
-workshop itself never opens a session.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import importlib
 import os
-import resource
 import select
 import shutil
 import signal
@@ -26,19 +18,18 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 
 from edgekit_contract import limits
-from edgekit_contract.errors import EdgekitError, Refused
+from edgekit_contract.errors import Refused
+from edgekit_converters.isolation.letters import NO_ROOM, REQUEST, RESULT, STDERR, Answer, Request
 
 __all__ = [
-    "DISK_FAILED",
     "Limits",
     "Run",
     "StepFailed",
@@ -48,16 +39,10 @@ __all__ = [
     "run",
 ]
 
-DISK_FAILED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-"""Failures of the disk, which are no step's fault and would be the next one's, too."""
 _WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_converters.recipes")
 """What a workshop imports before the first call; what cannot be imported is left to the calls."""
+_FORKS: Final = "edgekit_converters.isolation.forks"
 _STDERR_TAIL_BYTES: Final = 4096
-_NO_ROOM: Final = os.EX_IOERR
-"""The child's exit code where the disk did not take its result."""
-_RESULT: Final = "result.json"
-_REQUEST: Final = "request.json"
-_STDERR: Final = "stderr"
 _GOODBYE_S: Final = 5.0
 _LOOK_S: Final = 0.5
 """How often a call that is not over is looked at for what it writes."""
@@ -94,20 +79,6 @@ class StepFailed(Refused):
 
 class StepRefused(Refused):
     """The function in the child refused, with a sentence for the user."""
-
-
-class _Request(msgspec.Struct, frozen=True):
-    target: str
-    arguments: dict[str, Any]
-    memory_bytes: int
-    file_bytes: int
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    result: Any = None
-    refused: str | None = None
-    raised: str | None = None
-    disk_errno: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +137,8 @@ class Workshop:
         server = self._living()
         with tempfile.TemporaryDirectory(prefix="call-", dir=server.home) as directory:
             home = Path(directory)
-            request = _Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
-            (home / _REQUEST).write_bytes(msgspec.json.encode(request))
+            request = Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
+            (home / REQUEST).write_bytes(msgspec.json.encode(request))
             end = server.call(home, bounds)
             if end.timed_out:
                 said = f"it did not end within {bounds.timeout_s:.3g} s"
@@ -176,13 +147,13 @@ class Workshop:
                 said = f"it wrote {end.written_bytes >> 20} MiB to the disk and was stopped"
                 raise StepFailed(step, said)
             try:
-                answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
+                answer = msgspec.json.decode((home / RESULT).read_bytes(), type=Answer)
             except (OSError, msgspec.DecodeError) as error:
-                if end.code == _NO_ROOM:
+                if end.code == NO_ROOM:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 if end.code is None:
                     raise StepFailed(step, server.cause()) from error
-                raise StepFailed(step, _cause(end.code, home / _STDERR)) from error
+                raise StepFailed(step, _cause(end.code, home / STDERR)) from error
         if answer.refused is not None:
             raise StepRefused(answer.refused)
         if answer.disk_errno is not None:
@@ -208,9 +179,9 @@ class _Server:
         self.home = Path(tempfile.mkdtemp(prefix="edgekit-step-"))
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         paths = os.pathsep.join(path for path in sys.path if path)
-        with theirs, (self.home / _STDERR).open("wb") as stderr:
+        with theirs, (self.home / STDERR).open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), *warm],
+                [sys.executable, "-m", _FORKS, str(theirs.fileno()), *warm],
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
@@ -260,7 +231,7 @@ class _Server:
         """Why a call got no answer: this process is gone, or going."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GOODBYE_S)
-        return _cause(self._process.returncode or 0, self.home / _STDERR)
+        return _cause(self._process.returncode or 0, self.home / STDERR)
 
     def close(self) -> None:
         self._channel.close()
@@ -296,108 +267,3 @@ def _cause(code: int, stderr: Path) -> str:
         lines = stream.read().decode(errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"it ended with code {code} and no result" + (f" ({last[:200]})" if last else "")
-
-
-# What follows runs in the process that forks, and in its forks.
-
-
-def _serve(channel: socket.socket, warm: list[str]) -> None:
-    for module in warm:
-        with contextlib.suppress(Exception):
-            importlib.import_module(module)
-    gc.freeze()  # a collection would touch, and so copy, every page that the forks share
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
-    # From 3.12 on Python warns of forks beside threads; see the module's docstring.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    while True:
-        home, writers, _, _ = socket.recv_fds(channel, 4096, 1)
-        if not home:
-            return
-        if os.fork() == 0:
-            channel.close()
-            _supervise(Path(os.fsdecode(home)), writers[0])
-        os.close(writers[0])
-
-
-def _supervise(home: Path, writer: int) -> NoReturn:
-    """Lead the call's process group, tell its number and how the call ended, and end the group."""
-    os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.write(writer, b"%d\n" % os.getpid())
-    child = os.fork()
-    if child == 0:
-        os.close(writer)
-        _work(home)
-    _, status = os.waitpid(child, 0)
-    os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
-    os.killpg(0, signal.SIGKILL)  # what the call has started, too; the pipe ends with this process
-    raise AssertionError
-
-
-def _work(home: Path) -> NoReturn:
-    # Exceptions must not reach the frames of the process that forks.
-    try:
-        os.chdir(home)
-        os.environ["TMPDIR"] = tempfile.tempdir = str(home)
-        output = os.open(home / _STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        request = msgspec.json.decode((home / _REQUEST).read_bytes(), type=_Request)
-        _bound(request)
-        _tell(home, msgspec.json.encode(_answer(request)))
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except OSError as error:
-        code = _NO_ROOM if error.errno in DISK_FAILED else 1
-        _say(error)
-    except BaseException as error:  # the last frame: there is nobody to catch it
-        code = 1
-        _say(error)
-    # A native library's destructors may crash or wait; the answer is given.
-    os._exit(code)
-
-
-def _say(error: BaseException) -> None:
-    with contextlib.suppress(OSError):  # a full disk takes no words
-        os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
-
-
-def _tell(home: Path, answer: bytes) -> None:
-    partial = home / "partial"
-    partial.write_bytes(answer)
-    partial.replace(home / _RESULT)
-
-
-def _resolve(target: str) -> Any:
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
-def _bound(request: _Request) -> None:
-    for kind, value in (
-        (resource.RLIMIT_DATA, request.memory_bytes),
-        (resource.RLIMIT_FSIZE, request.file_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (most, hard))
-
-
-def _answer(request: _Request) -> _Answer:
-    try:
-        return _Answer(result=_resolve(request.target)(**request.arguments))
-    except EdgekitError as error:
-        return _Answer(refused=str(error))
-    except MemoryError:
-        return _Answer(raised=f"it needs more than {request.memory_bytes >> 20} MiB of memory")
-    except Exception as error:  # whatever a third party raises is an answer
-        if isinstance(error, OSError) and error.errno in DISK_FAILED:
-            return _Answer(disk_errno=error.errno)
-        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        return _Answer(raised=f"{type(error).__name__}: {text[:300]}")
-
-
-if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

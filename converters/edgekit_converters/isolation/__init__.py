@@ -1,0 +1,23 @@
+"""Isolation: functions run in child processes that may crash, hang or eat memory without harm."""
+
+from edgekit_converters.isolation.letters import DISK_FAILED
+from edgekit_converters.isolation.workshop import (
+    Limits,
+    Run,
+    StepFailed,
+    StepRefused,
+    Workshop,
+    limits_for,
+    run,
+)
+
+__all__ = [
+    "DISK_FAILED",
+    "Limits",
+    "Run",
+    "StepFailed",
+    "StepRefused",
+    "Workshop",
+    "limits_for",
+    "run",
+]
