@@ -99,7 +99,7 @@ def prepare(
                 data["calibration"],
                 data["validation"],
                 scratch=scratch,
-                watch=Stopwatch(Considerate(progress or Silent(), turns)),
+                watch=Stopwatch(Considerate(progress or Silent(), turns), turns.now),
                 turns=turns,
                 shelf=Shelf(cache=cache, data=records.digests, scratch=scratch),
                 began=began,

@@ -15,17 +15,17 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit_contract.errors import Refused
+from edgekit_converters import isolation
 from edgekit_converters.environments.catalogue import Environment
 from edgekit_converters.environments.interpreters import Interpreter, find_interpreter, variables
-from edgekit_converters.isolation import DISK_FAILED
 
 __all__ = ["cache", "find", "set_up"]
 
@@ -34,6 +34,7 @@ _FORMAT: Final = 1
 _SET_UP_S: Final = 1200.0
 """For each step of a set-up: a slow network's downloads."""
 _POLL_S: Final = 0.2
+_SAID_CHARACTERS: Final = 64_000
 _COMPLETE: Final = "complete.json"
 
 
@@ -71,11 +72,11 @@ def _home(environment: Environment, interpreter: Interpreter) -> Path:
     """The directory of what these pins make of this Python."""
     told = [str(interpreter.path), _contents(environment, interpreter.version)]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return cache() / f"{environment.name}-{digest[:24]}"
+    return cache().absolute() / f"{environment.name}-{digest[:24]}"
 
 
-def set_up(environment: Environment) -> Path:
-    """Make the environment unless it is there; its Python.
+def set_up(environment: Environment, *, neighbours: isolation.Neighbours | None = None) -> Path:
+    """Make the environment unless it is there; its Python. It holds still while `neighbours` ask.
 
     Errors: `InterpreterMissing`, `Refused` where it cannot be made, with what to do.
     """
@@ -86,11 +87,12 @@ def set_up(environment: Environment) -> Path:
         return python
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(home.with_name(f"{home.name}.lock"), environment):
+        with _locked(home.with_name(f"{home.name}.lock"), environment, neighbours):
             if not (home / _COMPLETE).is_file():
-                _make(environment, interpreter, home)
+                with isolation.Workshop(warm=(), neighbours=neighbours) as workshop:
+                    _make(environment, interpreter, home, workshop)
     except OSError as error:
-        hint = "make room" if error.errno in DISK_FAILED else "check its permissions"
+        hint = "make room" if error.errno in isolation.DISK_FAILED else "check its permissions"
         raise Refused(
             f"cannot set up {environment.name} in {home.parent} ({error.strerror}): {hint}, or "
             "set EDGEKIT_CACHE to another directory."
@@ -99,7 +101,9 @@ def set_up(environment: Environment) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, environment: Environment) -> Iterator[None]:
+def _locked(
+    path: Path, environment: Environment, neighbours: isolation.Neighbours | None
+) -> Iterator[None]:
     """Wait for whoever makes the same environment. Errors: `Refused`."""
     with path.open("w") as stream:
         ends = time.monotonic() + _SET_UP_S
@@ -116,61 +120,74 @@ def _locked(path: Path, environment: Environment) -> Iterator[None]:
                     f"{_SET_UP_S / 60:.0f} minutes: end it, and try again."
                 )
             time.sleep(_POLL_S)
+            if neighbours is not None:
+                neighbours.give_way()
         yield  # the lock ends with the stream
 
 
-def _make(environment: Environment, interpreter: Interpreter, home: Path) -> None:
+def _make(
+    environment: Environment, interpreter: Interpreter, home: Path, workshop: isolation.Workshop
+) -> None:
     """Under the lock, so that partial ones are nobody's."""
     for stale in (home, *home.parent.glob(f"{home.name}.partial*")):
         shutil.rmtree(stale, ignore_errors=True)
-    partial = home.with_name(f"{home.name}.partial")
-    python = partial / "bin" / "python"
+    unfinished = home.with_name(f"{home.name}.partial")
+    python = unfinished / "bin" / "python"
+    step = partial(_step, environment, workshop)
     try:
-        _step(environment, [interpreter.path, "-I", "-m", "venv", partial], "making it")
-        _step(
-            environment,
+        step([interpreter.path, "-I", "-m", "venv", unfinished], "making it")
+        step(
             [python, "-I", "-m", "pip", "install", "--quiet", "--no-input", "--no-deps",
              "--only-binary", ":all:", "--ignore-requires-python", "--disable-pip-version-check",
              *environment.pins],
             "installing it",
         )  # fmt: skip
-        _step(environment, [python, "-I", "-c", environment.proof], "trying it")
+        step([python, "-I", "-c", environment.proof], "trying it")
         made = _contents(environment, interpreter.version)
-        (partial / _COMPLETE).write_text(json.dumps(made, indent=1))
-        partial.rename(home)  # Python finds itself by where it is, not by where it was made
+        (unfinished / _COMPLETE).write_text(json.dumps(made, indent=1))
+        unfinished.rename(home)  # Python finds itself by where it is, not by where it was made
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _step(environment: Environment, command: list[Path | str], what: str) -> None:
+def _step(
+    environment: Environment, workshop: isolation.Workshop, command: list[Path | str], what: str
+) -> None:
     """Errors: `Refused` with the last that the command said."""
-    process = subprocess.Popen(
+    words = {"command": [str(word) for word in command]}
+    bounds = isolation.Limits(timeout_s=_SET_UP_S)
+    try:
+        told = workshop.run(what, f"{__name__}:in_child", words, bounds)
+    except isolation.StepFailed as error:
+        if not error.timed_out:
+            raise _failed(environment, what, error.detail) from error
+        raise Refused(
+            f"setting up {environment.name} did not end within {_SET_UP_S / 60:.0f} minutes "
+            f"({what}): check the network, and try again."
+        ) from error
+    if told["code"]:
+        lines = [line.strip() for line in told["said"].splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no word"]
+        raise _failed(environment, what, errors[-1][:300].rstrip("."))
+
+
+def _failed(environment: Environment, what: str, why: str) -> Refused:
+    return Refused(
+        f"setting up {environment.name} failed ({what}: {why}): check the network and pip's "
+        f"settings, then try edgekit environments setup {environment.name}."
+    )
+
+
+def in_child(command: list[str]) -> dict[str, Any]:
+    """Run a step's command: its exit code, and the end of what it said."""
+    done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=variables(),
-        start_new_session=True,
         text=True,
         errors="replace",
+        check=False,
     )
-    try:
-        said, _ = process.communicate(timeout=_SET_UP_S)
-    except BaseException as error:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise Refused(
-                f"setting up {environment.name} did not end within {_SET_UP_S / 60:.0f} minutes "
-                f"({what}): check the network, and try again."
-            ) from error
-        raise
-    if process.returncode:
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no word"]
-        raise Refused(
-            f"setting up {environment.name} failed ({what}: {errors[-1][:300].rstrip('.')}): check "
-            "the network and pip's settings, then try edgekit environments setup "
-            f"{environment.name}."
-        )
+    return {"code": done.returncode, "said": done.stdout[-_SAID_CHARACTERS:]}

@@ -3,6 +3,7 @@
 from edgekit_converters.isolation.letters import DISK_FAILED
 from edgekit_converters.isolation.workshop import (
     Limits,
+    Neighbours,
     Run,
     StepFailed,
     StepRefused,
@@ -14,6 +15,7 @@ from edgekit_converters.isolation.workshop import (
 __all__ = [
     "DISK_FAILED",
     "Limits",
+    "Neighbours",
     "Run",
     "StepFailed",
     "StepRefused",

@@ -13,6 +13,7 @@ import gc
 import importlib
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -54,18 +55,42 @@ def _serve(channel: socket.socket, warm: list[str]) -> None:
 
 
 def _supervise(home: Path, writer: int) -> NoReturn:
-    """Lead the call's process group, tell its number and how the call ended, and end the group."""
+    """Lead the call's process group, tell its number and how the call ended, and end the group:
+    when the call is over, or when nobody is there any more to be told."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.write(writer, b"%d\n" % os.getpid())
-    child = os.fork()
-    if child == 0:
-        os.close(writer)
-        _work(home)
-    _, status = os.waitpid(child, 0)
-    os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
-    os.killpg(0, signal.SIGKILL)  # what the call has started, too; the pipe ends with this process
+    try:
+        woken, waker = os.pipe()
+        os.set_blocking(waker, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        os.write(writer, b"%d\n" % os.getpid())
+        child = os.fork()
+        if child == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for ours in (writer, woken, waker):
+                os.close(ours)
+            _work(home)
+        if (status := _awaited(child, woken, writer)) is not None:
+            os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
+    finally:
+        # what the call has started, too; the pipe ends with this process
+        os.killpg(0, signal.SIGKILL)
     raise AssertionError
+
+
+def _awaited(child: int, woken: int, writer: int) -> int | None:
+    """How the child ended; None where the reader of the pipe went first: the caller was killed."""
+    events = select.poll()
+    events.register(woken, select.POLLIN)
+    events.register(writer, 0)  # errors are told unasked: a pipe without a reader is one
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        if writer in dict(events.poll()):
+            return None
+        os.read(woken, 64)
 
 
 def _work(home: Path) -> NoReturn:

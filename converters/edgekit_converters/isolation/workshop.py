@@ -1,7 +1,8 @@
 """The workshop: calls of functions, each in a child process with limits; this side of them.
 
 Invariant: whatever the child does, `run` returns its JSON result or raises, within the limits, and
-leaves no process behind. What the child writes goes where its arguments say: a scratch directory.
+leaves no process behind; not even where the caller is killed. What the child writes goes where its
+arguments say: a scratch directory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -31,6 +32,7 @@ from edgekit_converters.isolation.letters import NO_ROOM, REQUEST, RESULT, STDER
 
 __all__ = [
     "Limits",
+    "Neighbours",
     "Run",
     "StepFailed",
     "StepRefused",
@@ -44,8 +46,10 @@ _WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_conv
 _FORKS: Final = "edgekit_converters.isolation.forks"
 _STDERR_TAIL_BYTES: Final = 4096
 _GOODBYE_S: Final = 5.0
-_LOOK_S: Final = 0.5
-"""How often a call that is not over is looked at for what it writes."""
+_LOOK_S: Final = 0.2
+"""How often a call that is not over is looked at for what it writes, and neighbours are."""
+_WRITTEN_BYTES: Final = limits.GIB
+"""What `limits_for` lets a call write into its own directory, and a dozen models."""
 _SLOW_DISK_BYTES_PER_S: Final = 20 * limits.MIB
 # Libraries may start BLAS or OpenMP in a child: their pools would fight over the cores.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -63,6 +67,18 @@ class Limits:
     """Where the call writes besides its own temporary directory."""
     directory_bytes: int | None = None
     """How much it may write into both together; looked at now and then. None: not looked at."""
+
+
+class Neighbours(Protocol):
+    """Others on this machine, for whom a call holds still where they ask for it."""
+
+    def are_waiting(self) -> bool:
+        """Whether they ask the thread that runs this."""
+        ...
+
+    def give_way(self) -> None:
+        """Let them, and return when they are done."""
+        ...
 
 
 Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
@@ -93,11 +109,12 @@ class _End:
 
 
 def limits_for(model_bytes: int, *, timeout_s: float = 40.0) -> Limits:
-    """Limits that leave a model of this size room for about a dozen copies of its weights, and time
-    to read them from a slow disk."""
+    """Limits that leave a model of this size room for about a dozen copies of its weights, in
+    memory and in the call's own directory, and time to read them from a slow disk."""
     return Limits(
         timeout_s=timeout_s + model_bytes / _SLOW_DISK_BYTES_PER_S,
         memory_bytes=4 * limits.GIB + 12 * model_bytes,
+        directory_bytes=_WRITTEN_BYTES + 12 * model_bytes,
     )
 
 
@@ -113,8 +130,11 @@ class Workshop:
     Threads may call `run` at the same time. A workshop that died is opened again by the next call.
     """
 
-    def __init__(self, *, warm: tuple[str, ...] = _WARM) -> None:
-        self._warm = warm
+    def __init__(
+        self, *, warm: tuple[str, ...] = _WARM, neighbours: Neighbours | None = None
+    ) -> None:
+        """While `neighbours` want it calls are stopped, and their time with them."""
+        self._warm, self._neighbours = warm, neighbours
         self._lock = threading.Lock()
         self._server: _Server | None = None
 
@@ -139,7 +159,7 @@ class Workshop:
             home = Path(directory)
             request = Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
             (home / REQUEST).write_bytes(msgspec.json.encode(request))
-            end = server.call(home, bounds)
+            end = server.call(home, bounds, self._neighbours)
             if end.timed_out:
                 said = f"it did not end within {bounds.timeout_s:.3g} s"
                 raise StepFailed(step, said, timed_out=True)
@@ -195,7 +215,7 @@ class _Server:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, home: Path, bounds: Limits) -> _End:
+    def call(self, home: Path, bounds: Limits, neighbours: Neighbours | None) -> _End:
         """Have the request in `home` carried out, and wait for its end."""
         ends = time.monotonic() + bounds.timeout_s
         reader, writer = os.pipe()
@@ -212,6 +232,8 @@ class _Server:
                 if not select.select([reader], [], [], min(left_s, _LOOK_S))[0]:
                     if (written := _too_much(home, bounds)) is not None:
                         return _End(code=None, timed_out=False, written_bytes=written)
+                    if group is not None and neighbours is not None and neighbours.are_waiting():
+                        ends += _held_still(group, neighbours)
                     continue
                 if not (piece := os.read(reader, 64)):
                     code = told.split(b"\n")[1] if is_over else None
@@ -241,6 +263,20 @@ class _Server:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _held_still(group: int, neighbours: Neighbours) -> float:
+    """Stop a call while neighbours go first; for how many seconds."""
+    began = time.monotonic()
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGSTOP)
+            os.kill(group, signal.SIGCONT)  # its supervisor, which ends the call if this one dies
+        neighbours.give_way()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGCONT)
+    return time.monotonic() - began
 
 
 def _too_much(home: Path, bounds: Limits) -> int | None:
