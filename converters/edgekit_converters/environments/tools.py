@@ -15,6 +15,7 @@ from edgekit_contract.errors import Refused
 from edgekit_converters.environments.catalogue import Environment
 from edgekit_converters.environments.installation import find
 from edgekit_converters.environments.interpreters import variables
+from edgekit_converters.isolation import StepFailed
 
 __all__ = ["EnvironmentMissing", "Server", "ToolFailed", "ToolRefused", "call"]
 
@@ -32,12 +33,8 @@ class EnvironmentMissing(Refused):
         self.environment = environment
 
 
-class ToolFailed(Refused):
-    """A tool crashed, or raised."""
-
-    def __init__(self, tool: str, detail: str) -> None:
-        super().__init__(f"{tool} failed: {detail}.")
-        self.tool, self.detail = tool, detail
+class ToolFailed(StepFailed):
+    """A tool crashed, or raised, and with it the step that asked it."""
 
 
 class ToolRefused(Refused):

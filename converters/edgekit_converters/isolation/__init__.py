@@ -1,11 +1,10 @@
 """Isolation: functions run in child processes that may crash, hang or eat memory without harm."""
 
-from edgekit_converters.isolation.letters import DISK_FAILED
+from edgekit_converters.isolation.letters import DISK_FAILED, StepFailed
 from edgekit_converters.isolation.workshop import (
     Limits,
     Neighbours,
     Run,
-    StepFailed,
     StepRefused,
     Workshop,
     limits_for,

@@ -33,6 +33,7 @@ from edgekit_converters.isolation.letters import (
     STDERR,
     Answer,
     Request,
+    StepFailed,
 )
 
 
@@ -147,6 +148,8 @@ def _bound(request: Request) -> None:
 def _answer(request: Request) -> Answer:
     try:
         return Answer(result=_resolve(request.target)(**request.arguments))
+    except StepFailed as error:
+        return Answer(raised=error.detail)
     except EdgekitError as error:
         return Answer(refused=str(error))
     except MemoryError:

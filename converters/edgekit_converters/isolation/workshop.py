@@ -28,13 +28,20 @@ import msgspec
 
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
-from edgekit_converters.isolation.letters import NO_ROOM, REQUEST, RESULT, STDERR, Answer, Request
+from edgekit_converters.isolation.letters import (
+    NO_ROOM,
+    REQUEST,
+    RESULT,
+    STDERR,
+    Answer,
+    Request,
+    StepFailed,
+)
 
 __all__ = [
     "Limits",
     "Neighbours",
     "Run",
-    "StepFailed",
     "StepRefused",
     "Workshop",
     "limits_for",
@@ -46,6 +53,7 @@ _WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_conv
 _FORKS: Final = "edgekit_converters.isolation.forks"
 _STDERR_TAIL_BYTES: Final = 4096
 _GOODBYE_S: Final = 5.0
+_DYING_S: Final = 0.002
 _LOOK_S: Final = 0.2
 """How often a call that is not over is looked at for what it writes, and neighbours are."""
 _WRITTEN_BYTES: Final = limits.GIB
@@ -83,14 +91,6 @@ class Neighbours(Protocol):
 
 Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
 """`run`, or that of a `Workshop`."""
-
-
-class StepFailed(Refused):
-    """A child crashed, hung, ran out of memory or raised."""
-
-    def __init__(self, step: str, detail: str, *, timed_out: bool = False) -> None:
-        super().__init__(f"{step} failed: {detail}.")
-        self.step, self.detail, self.timed_out = step, detail, timed_out
 
 
 class StepRefused(Refused):
@@ -246,8 +246,7 @@ class _Server:
             if group is None:
                 self._process.kill()
             elif not is_over:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(group, signal.SIGKILL)
+                _kill(group)
 
     def cause(self) -> str:
         """Why a call got no answer: this process is gone, or going."""
@@ -263,6 +262,16 @@ class _Server:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _kill(group: int) -> None:
+    """And wait: what it still writes would be in the way of clearing up."""
+    ends = time.monotonic() + _GOODBYE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+        while time.monotonic() < ends:
+            time.sleep(_DYING_S)
+            os.killpg(group, 0)
 
 
 def _held_still(group: int, neighbours: Neighbours) -> float:
