@@ -5,7 +5,6 @@ Invariant: the model file is only read, and nothing is written but in the scratc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -94,11 +93,11 @@ def make(
     shelf: Shelf,
     began: float,
 ) -> Made:
-    """Plan the request and carry the plan out, in `scratch`.
+    """Plan the request and carry the plan out, in `scratch`. `began` is when by `turns.now`.
 
     Errors: `Refused` for a model, data or profile that do not do.
     """
-    with isolation.Workshop() as workshop:
+    with isolation.Workshop(neighbours=turns) as workshop:
         with watch.stage("reading the model", None):
             source = open_source(
                 request.model,
@@ -115,6 +114,9 @@ def make(
                 run=workshop.run,
                 shelf=shelf,
             )
+        installing = turns.now()
+        missing = missing_tools(source.kind, request, watch, turns)
+        began += turns.now() - installing  # once for all builds, so no time of this one
         plan = make_plan(
             source.kind,
             given=material.given_facts,
@@ -125,7 +127,7 @@ def make(
             patterns=request.recipes,
             has_data=material.data is not None,
             host_saturates=read_host().int8_saturates,
-            missing=missing_tools(source.kind, request, watch),
+            missing=missing,
         )
         if request.dry_run:
             return Made(source=source, plan=plan, finished=())
@@ -179,6 +181,7 @@ class _Build:
             threads=read_host().cores,
             progress=watch,
             calibration_s=request.search_time_s * _CALIBRATION_SHARE,
+            clock=turns.now,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
         self._tracer = Tracer(material.feeds, scratch=scratch, host=read_host())
@@ -358,7 +361,7 @@ class _Build:
             )
         profiles = self._plan.profiles
         screen = bench.screen(baseline, options)
-        now = time.monotonic()
+        now = self._turns.now()
         left_s = self._ends - now - bench.held_out_s
         left_s -= self._request.search_time_s * _PACKING_SHARE
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
@@ -377,6 +380,7 @@ class _Build:
             ),
             progress=self._watch,
             forecast=forecast,
+            clock=self._turns.now,
         )
 
     def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:

@@ -7,7 +7,7 @@ else is done, and here alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from edgekit.build.builder import make
 from edgekit.build.cache import Cache
 from edgekit.build.data import Data, open_data
 from edgekit.build.finished import Finished, Records
+from edgekit.build.gate import Gate, show
 from edgekit.build.pack import Packed, Sealed, open_output, signed, write
 from edgekit.build.plan import Plan
 from edgekit.build.prebuilt import build_prebuilt, prebuilt_kind
@@ -26,16 +27,11 @@ from edgekit.build.result import BuildResult, Built
 from edgekit.build.scratch import open_scratch
 from edgekit.build.shelf import Shelf
 from edgekit.build.turns import Considerate, open_turns
-from edgekit_contract.profile import Profile
 
-__all__ = ["CONTENDERS", "Gate", "Prepared", "build", "finish", "prepare", "recall"]
-
+__all__ = ["CONTENDERS", "Prepared", "build", "finish", "prepare", "recall"]
 
 CONTENDERS: Final = "contenders"
 """Directory beside the bundles: a release of all in the output must not have them."""
-
-Gate = Callable[[Profile, Sealed], None]
-"""Told each bundle before any is written; raises `Refused` where it does not do on its profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +71,7 @@ def _build(
     request: BuildRequest, watch: Progress, cache: Cache | None, gate: Gate | None
 ) -> BuildResult:
     if (kind := prebuilt_kind(request)) is not None:
-        return build_prebuilt(request, kind, Stopwatch(watch))
+        return build_prebuilt(request, kind, Stopwatch(watch), gate=gate)
     with open_scratch() as scratch:
         prepared = prepare(request, scratch=scratch, progress=watch, cache=cache)
         if request.dry_run:
@@ -103,7 +99,7 @@ def prepare(
                 data["calibration"],
                 data["validation"],
                 scratch=scratch,
-                watch=Stopwatch(Considerate(progress or Silent(), turns)),
+                watch=Stopwatch(Considerate(progress or Silent(), turns), turns.now),
                 turns=turns,
                 shelf=Shelf(cache=cache, data=records.digests, scratch=scratch),
                 began=began,
@@ -145,10 +141,8 @@ def finish(
         for f in prepared.finished
     ]
     if gate is not None:
-        with watch.stage("trying each on its profile", len(sealed)) as advance:
-            for finished, bundle in zip(prepared.finished, sealed, strict=True):
-                gate(finished.plan.profile, bundle)
-                advance(1)
+        profiles = [finished.plan.profile for finished in prepared.finished]
+        show(gate, zip(profiles, sealed, strict=True), watch)
     with watch.stage("packing", len(sealed)) as advance:
         bundles = write(sealed, request.output, advance=advance)
         contenders = [_write_contenders(listed, request.output) for listed in others]

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from edgekit.build.cache import Cache, find_cache
-from edgekit.build.delivery import Gate, Prepared, build, finish, prepare, recall
+from edgekit.build.delivery import Prepared, build, finish, prepare, recall
 from edgekit.build.executors import is_local, open_executor
 from edgekit.build.fingerprint import circumstances
 from edgekit.build.finished import receive, send
+from edgekit.build.gate import Gate
 from edgekit.build.notebook import default_path
 from edgekit.build.pack import open_output
 from edgekit.build.prebuilt import prebuilt_kind
@@ -80,7 +81,7 @@ def build_all(
 
     Failures come back as they are, in the place of their request. `progress` makes values that can
     be pickled, where there is an executor: they are used in its workers. `gate` makes what tries
-    the bundles of a request, here, see `delivery.Gate`. Errors: `Misused` where
+    the bundles of a request, here, see `gate.Gate`. Errors: `Misused` where
     two would write the same bundle or the executor is none, `Refused` where it cannot be reached.
     """
     _check_apart(requests)

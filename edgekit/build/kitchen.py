@@ -10,7 +10,8 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -112,19 +113,25 @@ class Kitchen:
         threads: int,
         progress: Progress,
         calibration_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Calibrates for at most `calibration_s`, where `estimators` name any.
+        """Calibrates for at most `calibration_s` by the clock, where `estimators` name any.
 
         Errors: `DataRejected`.
         """
         self.material = material
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
-        self._calibration_s = calibration_s
+        self._calibration_s, self._clock = calibration_s, clock
         self.sampled = Calibration()
         """What recipes that need samples were given."""
         self.calibration = calibrate(
-            material, estimators, scratch=scratch, progress=progress, most_s=calibration_s
+            material,
+            estimators,
+            scratch=scratch,
+            progress=progress,
+            most_s=calibration_s,
+            clock=clock,
         )
         self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
         self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
@@ -174,6 +181,7 @@ class Kitchen:
                     progress=self._progress,
                     model=path,
                     most_s=self._calibration_s,
+                    clock=self._clock,
                 )
             return self._calibrations[base]
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from edgekit.build.data import Data, open_data
+from edgekit.build.gate import Gate, show
 from edgekit.build.host import read_host
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.pack import Contents, report_bytes, seal, write
@@ -126,17 +127,27 @@ def _plan(kind: RuntimeKind, profiles: Sequence[Profile]) -> Plan:
     return Plan(profiles=tuple(plans))
 
 
-def build_prebuilt(request: BuildRequest, kind: RuntimeKind, watch: Stopwatch) -> BuildResult:
-    """Pack the model for each profile. Errors: `Misused`, `Refused`, `DataRejected`."""
+def build_prebuilt(
+    request: BuildRequest, kind: RuntimeKind, watch: Stopwatch, *, gate: Gate | None = None
+) -> BuildResult:
+    """Pack the model for each profile; `gate` may stop all. Errors: `Misused`, `Refused`,
+    `DataRejected`."""
     plan = _plan(kind, request.profiles)
     if request.dry_run:
         return BuildResult(plan=plan, built=())
     with open_scratch() as scratch:
-        return BuildResult(plan=plan, built=_execute(request, kind, plan, scratch, watch))
+        built = _execute(request, kind, plan, scratch=scratch, watch=watch, gate=gate)
+    return BuildResult(plan=plan, built=built)
 
 
 def _execute(
-    request: BuildRequest, kind: RuntimeKind, plan: Plan, scratch: Path, watch: Stopwatch
+    request: BuildRequest,
+    kind: RuntimeKind,
+    plan: Plan,
+    *,
+    scratch: Path,
+    watch: Stopwatch,
+    gate: Gate | None,
 ) -> tuple[Built, ...]:
     name = request.validation or request.calibration
     data = None if name is None else open_data(name, preprocess=request.preprocess)
@@ -144,8 +155,10 @@ def _execute(
         # children work elsewhere
         found = _open(_file(request).absolute(), kind, data, scratch=scratch)
     decided = [_decide(request, plan, found, watch) for plan in plan.profiles]
+    sealed = [seal(contents, request.key) for _, contents in decided]
+    if gate is not None:
+        show(gate, zip(request.profiles, sealed, strict=True), watch)
     with watch.stage("packing", len(decided)) as advance:
-        sealed = [seal(contents, request.key) for _, contents in decided]
         bundles = write(sealed, request.output, advance=advance)
     return tuple(
         Built(report=report, bundle=bundle)

@@ -40,16 +40,16 @@ class Named:
 class Stopwatch:
     """Passes on to another, and keeps how long each stage took."""
 
-    def __init__(self, watch: Progress) -> None:
-        self._watch = watch
+    def __init__(self, watch: Progress, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._watch, self._clock = watch, clock
         self.seconds: dict[str, float] = {}
         """By title, in order of first appearance."""
 
     @contextmanager
     def stage(self, title: str, total: int | None) -> Iterator[Advance]:
-        began = time.perf_counter()
+        began = self._clock()
         try:
             with self._watch.stage(title, total) as advance:
                 yield advance
         finally:
-            self.seconds[title] = self.seconds.get(title, 0.0) + time.perf_counter() - began
+            self.seconds[title] = self.seconds.get(title, 0.0) + self._clock() - began

@@ -60,9 +60,10 @@ def calibrate(
     progress: Progress,
     model: Path | None = None,
     most_s: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Calibration:
     """Observe a model over the samples that variants are made with; where that would take more than
-    `most_s`, over some from all parts of them.
+    `most_s` by the clock, over some from all parts of them.
 
     `model` is the normalized one where none is given. What is on the shelf is not estimated again.
     Errors: `DataRejected`.
@@ -81,7 +82,7 @@ def calibrate(
             model=model,
             scratch=scratch,
             progress=progress,
-            most_s=most_s,
+            feed=Feed(material, most_s, clock),
         )
         if not is_cut:  # another build may have more time
             shelf.keep_ranges(model, found, role=role)
@@ -103,11 +104,10 @@ def _observed(
     model: Path,
     scratch: Path,
     progress: Progress,
-    most_s: float,
+    feed: Feed,
 ) -> tuple[dict[Estimator, KeptRanges], bool]:
     """What the estimators say after a pass over the samples, and whether time cut it short."""
     tensors = select_static(onnx.load_model(model), wide=True).observed
-    feed = Feed(material, most_s)
     with progress.stage("calibrating", material.calibration_count) as advance:
         try:
             statistics = observe(

@@ -152,9 +152,7 @@ class Search:
     def _explore(self) -> None:
         self._try(self._recipes[0])
         if self._is_asked:
-            self._kitchen.make_all((recipe, UNTUNED) for recipe in self._recipes)
-            for recipe in self._recipes[1:]:
-                self._try(recipe)
+            self._try_all(self._recipes[1:])
         else:
             self._explore_families()
 
@@ -227,7 +225,7 @@ class Search:
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         pending = list(recipes)
-        while pending and not self.is_over():
+        while pending and (self._is_asked or not self.is_over()):
             batch, pending = pending[:_MADE_TOGETHER], pending[_MADE_TOGETHER:]
             self._kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:

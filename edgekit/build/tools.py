@@ -10,7 +10,7 @@ from typing import Final
 from edgekit.build.progress import Progress
 from edgekit.build.request import BuildRequest
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import environments
+from edgekit_converters import environments, isolation
 
 __all__ = ["missing_tools"]
 
@@ -19,12 +19,13 @@ _LITERT: Final = RuntimeKind.LITERT
 
 
 def missing_tools(
-    kind: RuntimeKind, request: BuildRequest, progress: Progress
+    kind: RuntimeKind, request: BuildRequest, progress: Progress, neighbours: isolation.Neighbours
 ) -> dict[RuntimeKind, str]:
     """Runtimes whose variants cannot be made here, and why; sets up what is asked for.
 
     Tools for LiteRT are set up where no bundle can be made without them, or where a pattern names
-    such recipes; nobody else waits for a download. Errors: `Refused`.
+    such recipes; nobody else waits for a download, and `neighbours` not for its end. Errors:
+    `Refused`.
     """
     wanted = [p for p in request.profiles if p.runtime(_LITERT) is not None]
     if not wanted or environments.find(environments.LITERT) is not None:
@@ -34,7 +35,7 @@ def missing_tools(
     if (needed or named) and not request.dry_run:
         size = environments.LITERT.size_mb
         with progress.stage(f"installing tools for LiteRT (about {size} MB, once)", None):
-            environments.set_up(environments.LITERT)
+            environments.set_up(environments.LITERT, neighbours=neighbours)
         return {}
     if needed or named:
         return {}

@@ -3,7 +3,8 @@
 Invariant: while one build is inside `alone`, every other of this user that is inside `together`
 waits where it gave way or holds still until it does. Who waits to measure goes before who comes to
 compute (a turnstile before the room), so that nobody starves. Locks are those of files (flock), so
-they end with their process; who waits longer than `PATIENCE_S` goes on, and says that it did.
+they end with their process; who waits longer than `PATIENCE_S` goes on, and says that it did. What
+was waited is no time of the build: deadlines go by `Turns.now`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
@@ -38,9 +39,17 @@ _STRIDE_S: Final = 0.02
 class Turns:
     """The place of one build, in one thread, among those on this machine."""
 
-    def __init__(self, directory: Path, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Errors: `OSError`."""
-        self._patience_s = patience_s
+        self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
+        self._waited_s = 0.0
         self._owner = threading.get_ident()
         self._is_inside = False
         self._entered = 0.0
@@ -52,6 +61,10 @@ class Turns:
     def close(self) -> None:
         os.close(self._gate)
         os.close(self._room)
+
+    def now(self) -> float:
+        """Seconds by the clock, less those that were waited for others."""
+        return self._clock() - self._waited_s
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -67,7 +80,7 @@ class Turns:
         """Measure: nobody else computes meanwhile."""
         was_inside = self._is_inside
         self._leave()
-        ends = time.monotonic() + self._patience_s
+        ends = self._clock() + self._patience_s
         try:
             quiet = self._take(self._gate, fcntl.LOCK_EX, ends)
             quiet = self._take(self._room, fcntl.LOCK_EX, ends) and quiet
@@ -79,35 +92,52 @@ class Turns:
             if was_inside:
                 self._enter()
 
+    def are_waiting(self) -> bool:
+        """Whether others wait for this build to give way, and it can: what it has others compute
+        must hold still first."""
+        if not self._can_give_way():
+            return False
+        try:
+            fcntl.flock(self._gate, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        return False
+
     def give_way(self) -> None:
         """Let one measure who waits for it. Elsewhere than in the build's thread: nothing."""
-        if not self._is_inside or threading.get_ident() != self._owner:
-            return
-        if time.monotonic() - self._entered >= _STRIDE_S:
+        if self._can_give_way() and self._clock() - self._entered >= _STRIDE_S:
             self._leave()
             self._enter()
 
+    def _can_give_way(self) -> bool:
+        return self._is_inside and threading.get_ident() == self._owner
+
     def _enter(self) -> None:
-        ends = time.monotonic() + self._patience_s
+        ends = self._clock() + self._patience_s
         self._take(self._gate, fcntl.LOCK_EX, ends)
         self._take(self._room, fcntl.LOCK_SH, ends)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         self._is_inside = True
-        self._entered = time.monotonic()
+        self._entered = self._clock()
 
     def _leave(self) -> None:
         fcntl.flock(self._room, fcntl.LOCK_UN)
         self._is_inside = False
 
     def _take(self, lock: int, how: int, ends: float) -> bool:
-        while True:
-            try:
-                fcntl.flock(lock, how | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > ends:
-                    return False
-            time.sleep(_LOOK_S)
+        began = self._clock()
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, how | fcntl.LOCK_NB)
+                    return True
+                except BlockingIOError:
+                    if self._clock() > ends:
+                        return False
+                self._sleep(_LOOK_S)
+        finally:
+            self._waited_s += self._clock() - began
 
 
 class Considerate:

@@ -23,8 +23,8 @@ from edgekit_contract.errors import EdgekitError, Misused
 
 if TYPE_CHECKING:
     from edgekit.build import BuildRequest, BuildResult, Built
-    from edgekit.build.delivery import Gate
     from edgekit.build.farm import Outcome
+    from edgekit.build.gate import Gate
     from edgekit.build.progress import Progress
     from edgekit.build.project import Project
     from edgekit.emulation import Emulated, Emulator
@@ -96,13 +96,23 @@ class Cases:
         return of
 
     def open_emulators(self) -> None:
-        """What is missing is said before an hour of work, not after it. Errors: `Refused`."""
+        """What is missing is said before an hour of work, not after it, and a model that can be
+        tried on no profile is not built. Errors: those of the model, where it is the only one."""
+        from edgekit.build.prebuilt import prebuilt_kind
         from edgekit.emulation import Emulator
 
+        able = []
         for number, request in zip(self._numbers, self.requests, strict=True):
-            self._emulators[number] = Emulator(request.profiles)
+            try:
+                self._emulators[number] = Emulator(request.profiles, prebuilt_kind(request))
+            except EdgekitError as error:
+                self._fail(number, error)
+                continue
+            able.append((number, request))
             for profile, why in self._emulators[number].left_out.items():
                 remark(f"{profile} is not emulated: {why}.")
+        self._numbers = [number for number, _ in able]
+        self.requests = [request for _, request in able]
 
     def gate(self, request: BuildRequest) -> Gate | None:
         """What tries the bundles of a request."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgekit.emulation.machine import find_qemu
 from edgekit.emulation.sysroot import CannotEmulate, obstacle, sysroot_of
 from edgekit.emulation.trial import Emulated, emulate
-from edgekit_contract.profile import Profile
+from edgekit_contract.profile import Profile, RuntimeKind
 
 if TYPE_CHECKING:
     from edgekit.build.pack import Sealed
@@ -22,11 +22,12 @@ __all__ = ["Emulator"]
 class Emulator:
     """Sysroots for the profiles of a build.
 
-    Errors: `CannotEmulate` where no profile can be, `NotSetUp`, `Misused` where qemu is missing.
+    `runtime` is that of a prebuilt model. Errors: `CannotEmulate` where no profile can be,
+    `NotSetUp`, `Misused` where qemu is missing.
     """
 
-    def __init__(self, profiles: Sequence[Profile]) -> None:
-        told = {profile.name: obstacle(profile) for profile in profiles}
+    def __init__(self, profiles: Sequence[Profile], runtime: RuntimeKind | None = None) -> None:
+        told = {profile.name: obstacle(profile, runtime) for profile in profiles}
         self.left_out = {name: why for name, why in told.items() if why is not None}
         """Why a profile cannot be emulated, by its name."""
         self.emulated: list[Emulated] = []
@@ -41,6 +42,6 @@ class Emulator:
         }
 
     def try_bundle(self, profile: Profile, sealed: Sealed) -> None:
-        """A `delivery.Gate`. Errors: as `emulate`."""
+        """A `gate.Gate`. Errors: as `emulate`."""
         if (sysroot := self._sysroots.get(profile.name)) is not None:
             self.emulated.append(emulate(sealed, profile, sysroot))

@@ -17,7 +17,7 @@ from edgekit.build.host import read_host
 from edgekit.emulation import debian, wheels
 from edgekit.emulation.debian import Suite
 from edgekit_contract.errors import Misused, Refused
-from edgekit_contract.profile import Arch, Platform, Profile
+from edgekit_contract.profile import Arch, Platform, Profile, RuntimeKind
 
 __all__ = ["CannotEmulate", "NotSetUp", "Sysroot", "obstacle", "planned", "set_up", "sysroot_of"]
 
@@ -62,8 +62,16 @@ _OTHER_ARCHES: Final = {
 }
 
 
-def obstacle(profile: Profile) -> str | None:
-    """Why a profile cannot be emulated, anywhere; None where it can be."""
+def obstacle(profile: Profile, runtime: RuntimeKind | None = None) -> str | None:
+    """Why a profile, or its bundles for one of its runtimes, cannot be emulated, anywhere; None
+    where they can be."""
+    kinds = [runtime] if runtime is not None else [r.kind for r in profile.runtimes]
+    if all(kind.is_plugin for kind in kinds):
+        named = " and ".join(kind.value for kind in kinds)
+        return (
+            f"its models run in a vendor's {named}, which no emulated system has; let a device try "
+            "the bundle, in its warm-up"
+        )
     arch = profile.cpu.arch
     if arch is Arch.X86_64 and read_host().arch == arch.value:
         return "it need not be, this machine is x86_64 itself and runs the golden vectors as it is"
@@ -74,9 +82,12 @@ def obstacle(profile: Profile) -> str | None:
     return None
 
 
-def sysroot_of(profile: Profile) -> Sysroot:
-    """The sysroot as it was made. Errors: `CannotEmulate`, `NotSetUp`."""
-    plan = planned(profile)
+def sysroot_of(profile: Profile, runtime: RuntimeKind | None = None) -> Sysroot:
+    """The sysroot as it was made, for bundles of `runtime`, if given.
+
+    Errors: `CannotEmulate`, `NotSetUp`.
+    """
+    plan = planned(profile, runtime)
     for part in plan.layers:
         if not part.is_dir():
             raise NotSetUp(profile, part)
@@ -111,9 +122,9 @@ def set_up(profile: Profile, *, say: Callable[[str], None] = lambda _: None) -> 
     return plan
 
 
-def planned(profile: Profile) -> Sysroot:
+def planned(profile: Profile, runtime: RuntimeKind | None = None) -> Sysroot:
     """The sysroot as it is or would be. Errors: `CannotEmulate`."""
-    if (why := obstacle(profile)) is not None:
+    if (why := obstacle(profile, runtime)) is not None:
         raise CannotEmulate(profile, why)
     suite = debian.suite_for(profile.runtimes[0].python)
     return Sysroot(

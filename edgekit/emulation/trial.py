@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from edgekit.emulation.machine import Machine
-from edgekit.emulation.sysroot import Sysroot, sysroot_of
+from edgekit.emulation.sysroot import CannotEmulate, Sysroot, obstacle, sysroot_of
 from edgekit_contract import envelope, limits
 from edgekit_contract.compatibility import unmet
 from edgekit_contract.errors import Incompatible, Refused
@@ -113,6 +113,8 @@ class SelfTest:
 def emulate(sealed: Sealed, profile: Profile, sysroot: Sysroot) -> Emulated:
     """Run a bundle that was just sealed. Errors: as `emulate_file`."""
     manifest = envelope.decode(sealed.envelope).manifest
+    if (why := obstacle(profile, manifest.runtime)) is not None:
+        raise CannotEmulate(profile, why)
     pieces = {
         path: [source] if isinstance(source, bytes) else source for path, source in sealed.members
     }
@@ -129,7 +131,8 @@ def emulate_file(path: Path, keys: Sequence[PublicKey], profile: Profile) -> Emu
     bundle = verify_archive(path, keys)
     pieces: dict[str, Path | Iterable[bytes]] = {envelope.ENVELOPE_PATH: [bundle.envelope.raw]}
     pieces |= {entry.path: bundle.pieces(entry.path) for entry in bundle.manifest.files}
-    return _emulate(bundle.manifest, bundle.digest, pieces, profile, sysroot_of(profile))
+    sysroot = sysroot_of(profile, bundle.manifest.runtime)
+    return _emulate(bundle.manifest, bundle.digest, pieces, profile, sysroot)
 
 
 def _emulate(

@@ -35,7 +35,7 @@ class Shared:
     def __init__(self, workshop: isolation.Workshop) -> None:
         self._workshop = workshop
 
-    def __call__(self) -> Shared:
+    def __call__(self, **_: object) -> Shared:
         return self
 
     def __enter__(self) -> isolation.Workshop:

@@ -15,14 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_requests import DIGITS
+from build_requests import DIGITS, host_profile, request
 
+from edgekit.build import build
 from edgekit.build.latency import measure_latencies
 from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Silent
-from edgekit.build.turns import Considerate, Turns, open_turns
+from edgekit.build.report import Outcome
+from edgekit.build.turns import Considerate, Turns, _directory, open_turns
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.isolation import Limits, Workshop
 from edgekit_runtime.session import SessionOptions
 
 LONG_S = 30.0
@@ -110,6 +113,95 @@ def test_two_do_not_measure_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(LONG_S)
     assert most == 1
+
+
+def test_seconds_that_were_waited_are_no_time_of_the_build(tmp_path: Path) -> None:
+    clock_s = 1000.0
+    others = contextlib.ExitStack()
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock_s
+        clock_s += 100.0
+        if clock_s % 300.0 == 0.0:  # the others are done
+            others.close()
+
+    turns = Turns(tmp_path, clock=lambda: clock_s, sleep=sleep)
+    others.enter_context(others.enter_context(opened(tmp_path)).alone())
+    with turns.together():
+        assert (clock_s, turns.now()) == (1200.0, 1000.0)
+        clock_s += 5.0
+        assert turns.now() == 1005.0
+        clock_s += 95.0
+        others.enter_context(others.enter_context(opened(tmp_path)).together())
+        with turns.alone():
+            assert (clock_s, turns.now()) == (1500.0, 1100.0)
+    assert not turns.disturbed
+    turns.close()
+
+
+def test_a_build_that_waited_searches_as_long_as_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another measures for longer than the whole search may take."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with opened(_directory()) as other, contextlib.ExitStack() as measuring:
+        measuring.enter_context(other.alone())
+        timer = threading.Timer(7.0, measuring.close)
+        timer.start()
+        order = request(
+            DIGITS / "digits.onnx",
+            tmp_path / "out",
+            profiles=(host_profile(),),
+            validation=str(DIGITS / "validation.npz"),
+            search_time_s=6.0,
+        )
+        began = time.monotonic()
+        built = build(order).built[0]
+        assert time.monotonic() - began > 7.0
+        timer.join(LONG_S)
+    tried = [c for c in built.report.candidates if c.outcome is not Outcome.SKIPPED]
+    assert len(tried) > 1, [c.reason for c in built.report.candidates]
+    assert sum(built.report.seconds.values()) < time.monotonic() - began - 6.5
+
+
+def tick(path: str, times: int) -> None:
+    """In a child: it computes, a step after the other."""
+    with Path(path).open("ab", buffering=0) as stream:
+        for _ in range(times):
+            stream.write(b".")
+            time.sleep(0.05)
+
+
+def test_what_a_build_has_a_child_compute_holds_still_and_its_time_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    ticks = tmp_path / "ticks"
+    ticks.touch()
+    seen = []
+
+    def measure() -> None:
+        with opened(tmp_path) as turns:
+            while not ticks.stat().st_size:
+                time.sleep(0.01)
+            with turns.alone():
+                before = ticks.stat().st_size
+                time.sleep(3.0)
+                seen.extend([before, ticks.stat().st_size, turns.disturbed])
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    with (
+        opened(tmp_path) as turns,
+        turns.together(),
+        Workshop(warm=(), neighbours=turns) as workshop,
+    ):
+        words = {"path": str(ticks), "times": 30}
+        workshop.run("ticking", f"{__name__}:tick", words, Limits(timeout_s=4.0))
+    thread.join(LONG_S)
+    assert seen[0] == seen[1] < 30
+    assert not seen[2]
+    assert ticks.stat().st_size == 30
 
 
 def test_one_that_never_gives_way_ends_patience_and_that_is_said(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgekit.build.turns import Turns
 from edgekit_contract.errors import Misused, Refused
 from edgekit_converters import environments
 from edgekit_converters.environments import (
@@ -57,6 +59,33 @@ def test_two_at_once_make_one(cached: Path) -> None:
     assert [path.name for path in cached.iterdir() if path.is_dir()] == [first.parents[1].name]
     version = [first, "-I", "-c", "import six; print(six.__version__)"]
     assert subprocess.run(version, capture_output=True, text=True, check=True).stdout == "1.17.0\n"
+
+
+def test_who_makes_one_and_who_waits_for_it_let_others_measure(
+    cached: Path, tmp_path: Path
+) -> None:
+    """Two builds want the same environment while a third measures."""
+    entered = tmp_path / "entered"
+    proof = f"import pathlib, time; pathlib.Path({str(entered)!r}).touch(); time.sleep(3)"
+    slow = replace(SMALL, name="slow", proof=proof)
+
+    def compute(_: int) -> Path:
+        turns = Turns(tmp_path)
+        with turns.together():
+            return environments.set_up(slow, neighbours=turns)
+
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.map(compute, range(2))
+        while not entered.exists():
+            time.sleep(0.01)
+        third, began = Turns(tmp_path), time.monotonic()
+        with third.alone():
+            waited_s = time.monotonic() - began
+            assert environments.find(slow) is None
+            time.sleep(4)
+            assert environments.find(slow) is None
+        assert waited_s < 2 and not third.disturbed
+        assert len({*made, environments.find(slow)}) == 1
 
 
 def test_other_pins_are_another_environment(cached: Path) -> None:

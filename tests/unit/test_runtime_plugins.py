@@ -10,16 +10,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from build_requests import request
 from bundles import null_bundle
 from command_line import edgekit
 from plugins import MODEL, PROFILE, add_plugin
 
+import edgekit_profiles
+from edgekit.build.delivery import build as build_one
+from edgekit.build.pack import Sealed
 from edgekit_contract import envelope
 from edgekit_contract.compatibility import unmet
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Manifest
 from edgekit_contract.messages import DeviceFacts
-from edgekit_contract.profile import RuntimeKind
+from edgekit_contract.profile import Profile, RuntimeKind
 from edgekit_runtime.golden import GoldenVector, check_golden, read_golden
 from edgekit_runtime.plugins import PluginBroken, plugin_for_file
 from edgekit_runtime.session import RuntimeMissing, installed_runtimes, open_session
@@ -200,6 +204,46 @@ def test_a_file_that_the_plugin_does_not_load_is_refused(installed: None, shelf:
     code, said = build(shelf)
     assert (code, "it is no model of ACME's compiler" in said) == (1, True), said
     assert not list((shelf / "out").glob("*"))
+
+
+@pytest.mark.parametrize("also", ["", "onnxruntime"])
+def test_a_prebuilt_model_is_not_emulated_and_that_is_a_refusal(
+    installed: None, shelf: Path, also: str
+) -> None:
+    """Of a device with another runtime, too, which could be emulated."""
+    text = PROFILE.replace("x86_64", "aarch64").replace("Haswell", "cortex-a72")
+    if also:
+        another = (
+            f'[[runtimes]]\nkind = "{also}"\nversion = "1.23.2"\npython = "3.11"\nthreads = 1\n'
+        )
+        text = text.replace("[budget]", f"{another}max_ir = 11\nmax_opset = 23\n[budget]")
+    (shelf / "acme-box.toml").write_text(text)
+    code, said = build(shelf, "--emulate")
+    assert (code, said) == (
+        1,
+        "edgekit: acme-box cannot be emulated: its models run in a vendor's acme, which no "
+        "emulated system has; let a device try the bundle, in its warm-up.\n",
+    )
+    assert not (shelf / "out").exists()
+
+
+def test_a_gate_is_shown_a_prebuilt_bundle_before_it_is_written(
+    installed: None, shelf: Path
+) -> None:
+    profile = edgekit_profiles.load(str(shelf / "acme-box.toml"))
+    order = request(
+        shelf / "net.acme", shelf / "out", profiles=(profile,), validation=str(shelf / "inputs.npz")
+    )
+    seen = []
+
+    def refuse(profile: Profile, sealed: Sealed) -> None:
+        seen.append((profile.name, sealed.filename, list((shelf / "out").iterdir())))
+        raise Refused("it does not do.")
+
+    with pytest.raises(Refused, match="it does not do"):
+        build_one(order, gate=refuse)
+    assert seen == [("acme-box", "net-1.0-acme-box.ekb", [])]
+    assert not (shelf / "out").exists()
 
 
 def test_null_models_are_packed_as_they_are(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_converters import isolation
 from edgekit_converters.sources import doors
@@ -105,13 +104,7 @@ def convert(
     directory = scratch / "conversion"
     directory.mkdir()
     sized = isolation.limits_for(size_bytes, timeout_s=conversion_s)
-    bounds = isolation.Limits(
-        timeout_s=sized.timeout_s,
-        memory_bytes=sized.memory_bytes,
-        file_bytes=sized.file_bytes,
-        directory=directory,
-        directory_bytes=limits.GIB + 4 * size_bytes,
-    )
+    bounds = replace(sized, directory=directory)
     words = {
         "given": msgspec.to_builtins(given),
         "out": str(directory / "converted.onnx"),

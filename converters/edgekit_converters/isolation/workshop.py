@@ -1,22 +1,15 @@
-"""Run a function in a child process that may crash, hang, or eat memory without harm to this one.
+"""The workshop: calls of functions, each in a child process with limits; this side of them.
 
 Invariant: whatever the child does, `run` returns its JSON result or raises, within the limits, and
-leaves no process behind. What the child writes goes where its arguments say: a scratch directory.
-
-A `Workshop` is a process that has imported what steps need and does nothing but fork. Each call is
-a fork of its own, so it starts in milliseconds and yet inherits nothing from the call before. Where
-a library keeps an idle thread (onnxruntime does), the fork lacks it, which none has minded: the
-workshop itself never opens a session.
+leaves no process behind; not even where the caller is killed. What the child writes goes where its
+arguments say: a scratch directory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gc
-import importlib
 import os
-import resource
 import select
 import shutil
 import signal
@@ -26,41 +19,45 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from edgekit_contract import limits
-from edgekit_contract.errors import EdgekitError, Refused
+from edgekit_contract.errors import Refused
+from edgekit_converters.isolation.letters import (
+    NO_ROOM,
+    REQUEST,
+    RESULT,
+    STDERR,
+    Answer,
+    Request,
+    StepFailed,
+)
 
 __all__ = [
-    "DISK_FAILED",
     "Limits",
+    "Neighbours",
     "Run",
-    "StepFailed",
     "StepRefused",
     "Workshop",
     "limits_for",
     "run",
 ]
 
-DISK_FAILED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
-"""Failures of the disk, which are no step's fault and would be the next one's, too."""
 _WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_converters.recipes")
 """What a workshop imports before the first call; what cannot be imported is left to the calls."""
+_FORKS: Final = "edgekit_converters.isolation.forks"
 _STDERR_TAIL_BYTES: Final = 4096
-_NO_ROOM: Final = os.EX_IOERR
-"""The child's exit code where the disk did not take its result."""
-_RESULT: Final = "result.json"
-_REQUEST: Final = "request.json"
-_STDERR: Final = "stderr"
 _GOODBYE_S: Final = 5.0
-_LOOK_S: Final = 0.5
-"""How often a call that is not over is looked at for what it writes."""
+_DYING_S: Final = 0.002
+_LOOK_S: Final = 0.2
+"""How often a call that is not over is looked at for what it writes, and neighbours are."""
+_WRITTEN_BYTES: Final = limits.GIB
+"""What `limits_for` lets a call write into its own directory, and a dozen models."""
 _SLOW_DISK_BYTES_PER_S: Final = 20 * limits.MIB
 # Libraries may start BLAS or OpenMP in a child: their pools would fight over the cores.
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -80,34 +77,24 @@ class Limits:
     """How much it may write into both together; looked at now and then. None: not looked at."""
 
 
+class Neighbours(Protocol):
+    """Others on this machine, for whom a call holds still where they ask for it."""
+
+    def are_waiting(self) -> bool:
+        """Whether they ask the thread that runs this."""
+        ...
+
+    def give_way(self) -> None:
+        """Let them, and return when they are done."""
+        ...
+
+
 Run = Callable[[str, str, Mapping[str, Any], Limits], Any]
 """`run`, or that of a `Workshop`."""
 
 
-class StepFailed(Refused):
-    """A child crashed, hung, ran out of memory or raised."""
-
-    def __init__(self, step: str, detail: str, *, timed_out: bool = False) -> None:
-        super().__init__(f"{step} failed: {detail}.")
-        self.step, self.detail, self.timed_out = step, detail, timed_out
-
-
 class StepRefused(Refused):
     """The function in the child refused, with a sentence for the user."""
-
-
-class _Request(msgspec.Struct, frozen=True):
-    target: str
-    arguments: dict[str, Any]
-    memory_bytes: int
-    file_bytes: int
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    result: Any = None
-    refused: str | None = None
-    raised: str | None = None
-    disk_errno: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +109,12 @@ class _End:
 
 
 def limits_for(model_bytes: int, *, timeout_s: float = 40.0) -> Limits:
-    """Limits that leave a model of this size room for about a dozen copies of its weights, and time
-    to read them from a slow disk."""
+    """Limits that leave a model of this size room for about a dozen copies of its weights, in
+    memory and in the call's own directory, and time to read them from a slow disk."""
     return Limits(
         timeout_s=timeout_s + model_bytes / _SLOW_DISK_BYTES_PER_S,
         memory_bytes=4 * limits.GIB + 12 * model_bytes,
+        directory_bytes=_WRITTEN_BYTES + 12 * model_bytes,
     )
 
 
@@ -142,8 +130,11 @@ class Workshop:
     Threads may call `run` at the same time. A workshop that died is opened again by the next call.
     """
 
-    def __init__(self, *, warm: tuple[str, ...] = _WARM) -> None:
-        self._warm = warm
+    def __init__(
+        self, *, warm: tuple[str, ...] = _WARM, neighbours: Neighbours | None = None
+    ) -> None:
+        """While `neighbours` want it calls are stopped, and their time with them."""
+        self._warm, self._neighbours = warm, neighbours
         self._lock = threading.Lock()
         self._server: _Server | None = None
 
@@ -166,9 +157,9 @@ class Workshop:
         server = self._living()
         with tempfile.TemporaryDirectory(prefix="call-", dir=server.home) as directory:
             home = Path(directory)
-            request = _Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
-            (home / _REQUEST).write_bytes(msgspec.json.encode(request))
-            end = server.call(home, bounds)
+            request = Request(target, dict(arguments), bounds.memory_bytes, bounds.file_bytes)
+            (home / REQUEST).write_bytes(msgspec.json.encode(request))
+            end = server.call(home, bounds, self._neighbours)
             if end.timed_out:
                 said = f"it did not end within {bounds.timeout_s:.3g} s"
                 raise StepFailed(step, said, timed_out=True)
@@ -176,13 +167,13 @@ class Workshop:
                 said = f"it wrote {end.written_bytes >> 20} MiB to the disk and was stopped"
                 raise StepFailed(step, said)
             try:
-                answer = msgspec.json.decode((home / _RESULT).read_bytes(), type=_Answer)
+                answer = msgspec.json.decode((home / RESULT).read_bytes(), type=Answer)
             except (OSError, msgspec.DecodeError) as error:
-                if end.code == _NO_ROOM:
+                if end.code == NO_ROOM:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
                 if end.code is None:
                     raise StepFailed(step, server.cause()) from error
-                raise StepFailed(step, _cause(end.code, home / _STDERR)) from error
+                raise StepFailed(step, _cause(end.code, home / STDERR)) from error
         if answer.refused is not None:
             raise StepRefused(answer.refused)
         if answer.disk_errno is not None:
@@ -208,9 +199,9 @@ class _Server:
         self.home = Path(tempfile.mkdtemp(prefix="edgekit-step-"))
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         paths = os.pathsep.join(path for path in sys.path if path)
-        with theirs, (self.home / _STDERR).open("wb") as stderr:
+        with theirs, (self.home / STDERR).open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), *warm],
+                [sys.executable, "-m", _FORKS, str(theirs.fileno()), *warm],
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
@@ -224,7 +215,7 @@ class _Server:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, home: Path, bounds: Limits) -> _End:
+    def call(self, home: Path, bounds: Limits, neighbours: Neighbours | None) -> _End:
         """Have the request in `home` carried out, and wait for its end."""
         ends = time.monotonic() + bounds.timeout_s
         reader, writer = os.pipe()
@@ -241,6 +232,8 @@ class _Server:
                 if not select.select([reader], [], [], min(left_s, _LOOK_S))[0]:
                     if (written := _too_much(home, bounds)) is not None:
                         return _End(code=None, timed_out=False, written_bytes=written)
+                    if group is not None and neighbours is not None and neighbours.are_waiting():
+                        ends += _held_still(group, neighbours)
                     continue
                 if not (piece := os.read(reader, 64)):
                     code = told.split(b"\n")[1] if is_over else None
@@ -253,14 +246,13 @@ class _Server:
             if group is None:
                 self._process.kill()
             elif not is_over:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(group, signal.SIGKILL)
+                _kill(group)
 
     def cause(self) -> str:
         """Why a call got no answer: this process is gone, or going."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GOODBYE_S)
-        return _cause(self._process.returncode or 0, self.home / _STDERR)
+        return _cause(self._process.returncode or 0, self.home / STDERR)
 
     def close(self) -> None:
         self._channel.close()
@@ -270,6 +262,30 @@ class _Server:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def _kill(group: int) -> None:
+    """And wait: what it still writes would be in the way of clearing up."""
+    ends = time.monotonic() + _GOODBYE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+        while time.monotonic() < ends:
+            time.sleep(_DYING_S)
+            os.killpg(group, 0)
+
+
+def _held_still(group: int, neighbours: Neighbours) -> float:
+    """Stop a call while neighbours go first; for how many seconds."""
+    began = time.monotonic()
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGSTOP)
+            os.kill(group, signal.SIGCONT)  # its supervisor, which ends the call if this one dies
+        neighbours.give_way()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGCONT)
+    return time.monotonic() - began
 
 
 def _too_much(home: Path, bounds: Limits) -> int | None:
@@ -296,108 +312,3 @@ def _cause(code: int, stderr: Path) -> str:
         lines = stream.read().decode(errors="replace").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"it ended with code {code} and no result" + (f" ({last[:200]})" if last else "")
-
-
-# What follows runs in the process that forks, and in its forks.
-
-
-def _serve(channel: socket.socket, warm: list[str]) -> None:
-    for module in warm:
-        with contextlib.suppress(Exception):
-            importlib.import_module(module)
-    gc.freeze()  # a collection would touch, and so copy, every page that the forks share
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
-    # From 3.12 on Python warns of forks beside threads; see the module's docstring.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    while True:
-        home, writers, _, _ = socket.recv_fds(channel, 4096, 1)
-        if not home:
-            return
-        if os.fork() == 0:
-            channel.close()
-            _supervise(Path(os.fsdecode(home)), writers[0])
-        os.close(writers[0])
-
-
-def _supervise(home: Path, writer: int) -> NoReturn:
-    """Lead the call's process group, tell its number and how the call ended, and end the group."""
-    os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.write(writer, b"%d\n" % os.getpid())
-    child = os.fork()
-    if child == 0:
-        os.close(writer)
-        _work(home)
-    _, status = os.waitpid(child, 0)
-    os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
-    os.killpg(0, signal.SIGKILL)  # what the call has started, too; the pipe ends with this process
-    raise AssertionError
-
-
-def _work(home: Path) -> NoReturn:
-    # Exceptions must not reach the frames of the process that forks.
-    try:
-        os.chdir(home)
-        os.environ["TMPDIR"] = tempfile.tempdir = str(home)
-        output = os.open(home / _STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        request = msgspec.json.decode((home / _REQUEST).read_bytes(), type=_Request)
-        _bound(request)
-        _tell(home, msgspec.json.encode(_answer(request)))
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except OSError as error:
-        code = _NO_ROOM if error.errno in DISK_FAILED else 1
-        _say(error)
-    except BaseException as error:  # the last frame: there is nobody to catch it
-        code = 1
-        _say(error)
-    # A native library's destructors may crash or wait; the answer is given.
-    os._exit(code)
-
-
-def _say(error: BaseException) -> None:
-    with contextlib.suppress(OSError):  # a full disk takes no words
-        os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
-
-
-def _tell(home: Path, answer: bytes) -> None:
-    partial = home / "partial"
-    partial.write_bytes(answer)
-    partial.replace(home / _RESULT)
-
-
-def _resolve(target: str) -> Any:
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
-def _bound(request: _Request) -> None:
-    for kind, value in (
-        (resource.RLIMIT_DATA, request.memory_bytes),
-        (resource.RLIMIT_FSIZE, request.file_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (most, hard))
-
-
-def _answer(request: _Request) -> _Answer:
-    try:
-        return _Answer(result=_resolve(request.target)(**request.arguments))
-    except EdgekitError as error:
-        return _Answer(refused=str(error))
-    except MemoryError:
-        return _Answer(raised=f"it needs more than {request.memory_bytes >> 20} MiB of memory")
-    except Exception as error:  # whatever a third party raises is an answer
-        if isinstance(error, OSError) and error.errno in DISK_FAILED:
-            return _Answer(disk_errno=error.errno)
-        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        return _Answer(raised=f"{type(error).__name__}: {text[:300]}")
-
-
-if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
