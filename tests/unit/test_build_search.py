@@ -7,6 +7,7 @@ seen by themselves; tests/e2e has them with real models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit.build.search import Deadlines, Search
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes.recipe import Needs, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Knob, Tuning
@@ -261,3 +263,43 @@ def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little(
         "a2": "the search time was over",
         "b2": "b gained too little for variations of it to be tried",
     }
+
+
+def test_what_was_made_is_looked_at_though_the_time_ended_meanwhile() -> None:
+    table = Table(
+        {
+            "a": (0.5, 300, 20.0),
+            "a (corrected)": (0.5, 300, 22.0),
+            "a (corrected, reconstructed)": (0.5, 300, 24.0),
+        }
+    )
+    knobs = frozenset({Knob.CORRECTED, Knob.RECONSTRUCTED})
+    spent = [0.0]
+
+    class Slow(Table):
+        def make_all(self, recipes: Iterable[Recipe]) -> None:
+            spent[0] += len(list(recipes)) > 1
+
+    slow = Slow(table.figures)
+    found = search(slow, recipe("a", knobs=knobs), clock=lambda: spent[0])
+    assert titles(found.explore())[0] == "a (corrected, reconstructed)"
+
+
+def test_little_that_costs_nothing_on_the_device_is_kept() -> None:
+    figures: dict[str, Figures] = {"a": (0.5, 300, 20.0), "a (levelled)": (0.5, 300, 20.15)}
+    found = search(Table(figures), recipe("a", knobs=frozenset({Knob.LEVELLED})))
+    assert titles(found.explore())[0] == "a (levelled)"
+
+
+def test_estimators_are_tried_by_what_they_promise() -> None:
+    table = Table({f"x/{e.value}": (0.5, 300, 20.0) for e in Estimator})
+    recipes = [
+        replace(
+            recipe(f"x/{e.value}", varies=None if e is Estimator.MINMAX else "x/minmax"),
+            needs=Needs(estimator=e),
+        )
+        for e in Estimator
+    ]
+    search(table, *recipes).explore()
+    assert table.tried[:4] == ["float32", "x/minmax", "x/mse", "x/percentile"]
+    assert table.tried[-1] == "x/entropy"

@@ -96,6 +96,7 @@ def quantize_static(
     nodes = _with_ranges(model, selection.nodes, found)
     if not nodes:
         raise Refused("no node could be quantized.")
+    floats = float_results(model.graph, nodes)  # the quantizer works in place
     _unshare_biases(model, nodes)
     model = _typed(model, found)
     kind = {Activations.S8: QuantType.QInt8, Activations.U8: QuantType.QUInt8}[activations]
@@ -121,7 +122,7 @@ def quantize_static(
     )
     quantized = _quietly(quantizer.quantize_model)
     store(quantized)
-    trim(quantized, float_results(model.graph, nodes))
+    trim(quantized, floats)
     shield(quantized)
     _save(quantized, out)
 
