@@ -32,6 +32,7 @@ from edgekit.build.pack import Contents, Sealed, report_bytes, seal
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
+from edgekit.build.ranking import Ranking
 from edgekit.build.remarks import data_remarks, host_remarks
 from edgekit.build.report import ErrorSample, Report
 from edgekit.build.request import BuildRequest
@@ -369,9 +370,12 @@ class _Build:
             plan.recipes,
             self._kitchen,
             screen,
-            objective=self._request.objective,
-            bounds=bounds,
-            on_target=on_target,
+            ranking=Ranking(
+                objective=self._request.objective,
+                bounds=bounds,
+                on_target=on_target,
+                forecast=forecast,
+            ),
             is_asked=bool(self._request.recipes),
             deadlines=Deadlines(
                 explore_s=now + slice_s * _TRIALS_SHARE,
@@ -379,7 +383,6 @@ class _Build:
                 rank_s=now + slice_s + bench.held_out_s - _RANKING_S,
             ),
             progress=self._watch,
-            forecast=forecast,
             clock=self._turns.now,
         )
 

@@ -103,7 +103,7 @@ class Contest:
             winner=winner.variant,
             candidates=(
                 *judged,
-                *(self._forecast(_left_out(t, winner, search.ratio), t) for t in left_out),
+                *(self._forecast(_left_out(t, winner, search.ranking.ratio), t) for t in left_out),
                 *self._skipped(search.untried()),
             ),
             accuracy=accuracies[winner.title],
@@ -160,11 +160,11 @@ class Contest:
         """
         truth = self._accuracies([baseline])[baseline.title].score
         tried: list[Trial] = []
-        margin = _REACH_OF_FORECASTS if search.goes_by_forecast else _REACH
+        margin = _REACH_OF_FORECASTS if search.ranking.goes_by_forecast else _REACH
         reach: float | None = None
         while pending and len(tried) < _FINALISTS:
             if reach is not None and (
-                search.is_over() or search.key(pending[0])[:2] > (0.0, reach)
+                search.is_over() or search.ranking.key(pending[0])[:2] > (0.0, reach)
             ):
                 break
             batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
@@ -173,13 +173,13 @@ class Contest:
                 fine = found.failure is None and is_tolerable(
                     truth, found.score, self.bounds.max_drop
                 )
-                over, key = search.key(trial)[:2]
+                over, key = search.ranking.key(trial)[:2]
                 if fine and not over and (reach is None or key < reach):
                     reach = key + abs(key) * margin
                 relieved = None if fine else search.relieve(trial)
                 known = {one.title for one in (*tried, *pending)}
                 if relieved and relieved.failure is None and relieved.title not in known:
-                    pending = sorted([relieved, *pending], key=search.key)
+                    pending = sorted([relieved, *pending], key=search.ranking.key)
         return tried
 
     def _skipped(self, untried: Mapping[str, str]) -> tuple[Candidate, ...]:

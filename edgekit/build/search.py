@@ -15,7 +15,6 @@ that is under way when it ends; every variant that was made is in the result wit
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,9 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.choice import Bounds, is_tolerable
-from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.progress import Advance, Progress
-from edgekit.build.request import Objective
+from edgekit.build.ranking import FASTER, Ranking
 from edgekit.build.screen import Screen, Trial
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator
@@ -40,25 +37,10 @@ __all__ = ["Deadlines", "Search"]
 _MADE_TOGETHER: Final = 2
 _PARENTS: Final = 2
 """Recipes whose variations are tried."""
-_CLOSER_DB: Final = 0.3
-"""What is worth a knob: less may be chance."""
-_CLOSER_AT_NO_COST_DB: Final = 0.1
-"""What is worth one that costs nothing on the device."""
-_FASTER: Final = 0.01
-"""As a part of the baseline's time: screening sees no less."""
 _ENDS: Final = (1, 2, 3, 4)
 """How many of the first nodes are tried in the wider format."""
-_HOPELESS_DB: Final = 0.0
-"""As much noise as signal: no tuning mends that."""
 _OUT_OF_REACH: Final = 1.15
 """Tuning makes hardly anything faster or smaller by more."""
-_TIMING: Final = 1.1
-"""What a brief timing may be wrong by."""
-_GROWTH: Final = 0.05
-"""Less noise is not worth more bytes."""
-_LEAST_DROP: Final = 0.01
-"""Where none is allowed."""
-_EQUAL_SIZE: Final = 0.01
 
 _BASES: Final = (Knob.SMOOTHED, Knob.EQUALIZED, Knob.LEVELLED)
 _PROMISE: Final = (
@@ -94,26 +76,15 @@ class Search:
         kitchen: Kitchen,
         screen: Screen,
         *,
-        objective: Objective,
-        bounds: Bounds,
-        on_target: bool,
+        ranking: Ranking,
         is_asked: bool,
         deadlines: Deadlines,
         progress: Progress,
-        forecast: Forecast | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`forecast` is what is known of times on a device that is not this machine: with it the
-        search goes by them where the objective is latency.
-
-        `is_asked`: the user named the recipes, so each is tried, whatever it takes.
-        """
-        self._is_asked, self._bounds, self._on_target = is_asked, bounds, on_target
+        """`is_asked`: the user named the recipes, so each is tried, whatever it takes."""
         self._recipes, self._kitchen, self._screen = recipes, kitchen, screen
-        self._forecast = forecast if objective is Objective.LATENCY else None
-        self._ratios: dict[str, float | None] = {}
-        self._by_size = objective is Objective.SIZE or (not on_target and self._forecast is None)
-        self._by_accuracy = objective is Objective.ACCURACY
+        self._is_asked, self.ranking = is_asked, ranking
         self._deadlines, self._clock, self._progress = deadlines, clock, progress
         self._advance: Advance = lambda steps: None
         self._trials: dict[str, Trial] = {}
@@ -133,12 +104,12 @@ class Search:
         with self._progress.stage("searching", None) as self._advance:
             self._explore()
         self._is_explored = True
-        return self._finalists()
+        return self.ranking.finalists(self._trials.values())
 
     def untried(self) -> dict[str, str]:
         """Recipes that were planned and not tried, and why."""
         tried = {trial.variant.recipe.id for trial in self._trials.values()}
-        able = {trial.variant.recipe.id for trial in self._best(self._trials.values())}
+        able = {trial.variant.recipe.id for trial in self.ranking.best(self._trials.values())}
         return {
             recipe.id: (
                 f"{recipe.varies} gained too little for variations of it to be tried"
@@ -150,7 +121,7 @@ class Search:
         }
 
     def _explore(self) -> None:
-        self._try(self._recipes[0])
+        self.ranking.baseline = self._try(self._recipes[0])
         if self._is_asked:
             self._try_all(self._recipes[1:])
         else:
@@ -170,7 +141,7 @@ class Search:
         was_cut = self.is_over()
         self._held_s = 0.0
         self._try_all(plain)
-        for parent in self._best(self._trials.values())[:_PARENTS]:
+        for parent in self.ranking.best(self._trials.values())[:_PARENTS]:
             if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
                 self._try_all(self._variations(parent))
         # what is over goes on where it was: nothing is made twice
@@ -240,89 +211,20 @@ class Search:
         self._trials[trial.title] = trial
         return trial
 
-    def key(self, trial: Trial) -> tuple[float, ...]:
-        """Less is better: what keeps the bounds first, then by the objective, less what mending
-        the accuracy may cost of it."""
-        over = float(not self.is_within(trial))
-        if self._by_accuracy:
-            return (over, -round(trial.closeness_db), self.ratio(trial), float(trial.size_bytes))
-        baseline = self.trials[0]
-        mending = self._mending(trial)
-        ratio = self.ratio(trial)
-        ratio += (1 - ratio) * mending
-        size = trial.size_bytes + (baseline.size_bytes - trial.size_bytes) * mending
-        if self._by_size:
-            return (over, size, -trial.closeness_db, ratio)
-        return (over, ratio, size, -trial.closeness_db)
-
-    def is_within(self, trial: Trial) -> bool:
-        """Whether it keeps the bounds of size and time, as far as screening can tell."""
-        bounds = self._bounds
-        most_bytes = min(
-            bounds.max_mb * 1e6 if bounds.max_mb is not None else math.inf,
-            bounds.budget_bytes if bounds.budget_bytes is not None else math.inf,
-        )
-        if trial.size_bytes > most_bytes:
-            return False
-        if not self._on_target or bounds.max_ms is None or trial.latency is None:
-            return True
-        return trial.latency.median_ms <= bounds.max_ms * _TIMING
-
     def _is_behind(self, trial: Trial) -> bool:
         """Whether the best is so far ahead that tuning will not make this one it."""
-        if self._by_accuracy or self._by_size:  # variations may be far smaller
+        if self.ranking.by_accuracy or self.ranking.by_size:  # variations may be far smaller
             return False
-        best, mine = self.key(self._best(self._trials.values())[0]), self.key(trial)
-        return mine[0] > best[0] or mine[1] > _OUT_OF_REACH * best[1]
-
-    @property
-    def goes_by_forecast(self) -> bool:
-        return self._forecast is not None
-
-    def ratio(self, trial: Trial) -> float:
-        """Time to the baseline's on the device, as far as is known, or else as measured here."""
-        known = self._known_ratio(trial)
-        return trial.ratio if known is None else known
-
-    def _known_ratio(self, trial: Trial) -> float | None:
-        if self._forecast is None:
-            return None
-        if trial.title not in self._ratios:
-            mine = self._forecast.time(trial.variant)
-            its = self._forecast.time(self.trials[0].variant)
-            self._ratios[trial.title] = mine.ms / its.ms if mine and its else None
-        return self._ratios[trial.title]
-
-    def _mending(self, trial: Trial) -> float:
-        """What part of a trial's gain its accuracy will cost: all, at ten times what is allowed."""
-        score, truth = trial.accuracy.score, self.trials[0].accuracy.score
-        if score is None or truth is None:
-            return 0.0
-        excess = truth.value - score.value - self._bounds.max_drop
-        return min(1.0, max(0.0, excess / max(9 * self._bounds.max_drop, _LEAST_DROP)))
-
-    def _best(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Those that gain something over the baseline and are not beyond repair, best first."""
-        baseline = next(iter(self._trials.values()))
-        return sorted(
-            (
-                trial
-                for trial in trials
-                if trial.failure is None
-                and trial is not baseline
-                and trial.closeness_db > _HOPELESS_DB
-                and (
-                    self.ratio(trial) < 1 - _FASTER
-                    or trial.size_bytes < baseline.size_bytes * (1 - _EQUAL_SIZE)
-                )
-            ),
-            key=self.key,
+        best, mine = (
+            self.ranking.key(self.ranking.best(self._trials.values())[0]),
+            self.ranking.key(trial),
         )
+        return mine[0] > best[0] or mine[1] > _OUT_OF_REACH * best[1]
 
     def _promising(self) -> list[Trial]:
         """The best, but where size counts the families that go on to the fewest bits first."""
-        best = self._best(self._trials.values())
-        if not self._by_size:
+        best = self.ranking.best(self._trials.values())
+        if not self.ranking.by_size:
             return best
         return sorted(
             best,
@@ -339,10 +241,10 @@ class Search:
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
         needs = trial.variant.recipe.needs
         has_ends = needs.estimator is not None or needs.samples
-        if Knob.SPARED in knobs and has_ends and not self._by_size:
+        if Knob.SPARED in knobs and has_ends and not self.ranking.by_size:
             best = self._spare_ends(best)
         best = self._turn(best, _BASES)
-        is_fine = not has_ends and self._is_fine(best)
+        is_fine = not has_ends and self.ranking.is_fine(best)
         if not is_fine:
             best = self._round(best)
         variations = self._variations(trial)
@@ -352,16 +254,18 @@ class Search:
             self._kitchen.make_all((recipe, recipe.heeded(tuning)) for recipe in batch)
             for recipe in batch:
                 like = best if _differ_in_ranges(recipe, best.variant.recipe) else None
-                best = self._better(best, self._try(recipe, tuning, like=like))
+                best = self.ranking.better(best, self._try(recipe, tuning, like=like))
         if is_fine:
             best = self._round(best)
-        if Knob.WIDE in knobs and not self._by_size:
-            self._better(best, self._turned(best, wide=True))
+        if Knob.WIDE in knobs and not self.ranking.by_size:
+            self.ranking.better(best, self._turned(best, wide=True))
 
     def _turn(self, best: Trial, knobs: Sequence[Knob]) -> Trial:
         for knob in knobs:
             if knob in best.variant.recipe.knobs:
-                best = _closer(best, self._turned(best, like=best, **{knob.value: True}))
+                best = self.ranking.closer(
+                    best, self._turned(best, like=best, **{knob.value: True})
+                )
         return best
 
     def _round(self, start: Trial) -> Trial:
@@ -373,14 +277,8 @@ class Search:
         best = start
         for changed in _ROUNDINGS:  # what has been made is looked at, though the time be over
             tuning = msgspec.structs.replace(start.variant.tuning, **changed)
-            best = _closer(best, self._try(recipe, tuning, like=start))
+            best = self.ranking.closer(best, self._try(recipe, tuning, like=start))
         return best
-
-    def _is_fine(self, trial: Trial) -> bool:
-        """Whether it loses no more than is allowed, as far as screening can tell."""
-        return is_tolerable(
-            self.trials[0].accuracy.score, trial.accuracy.score, self._bounds.max_drop
-        )
 
     def _variations(self, trial: Trial) -> list[Recipe]:
         """Recipes that vary a trial's, or what it varies itself: those of more bits, which lose
@@ -423,16 +321,6 @@ class Search:
             return None  # there is nothing in this model to smooth, or to equalize
         return self._try(trial.variant.recipe, tuning, like=like)
 
-    def _better(self, best: Trial, other: Trial | None) -> Trial:
-        """The other one if it gains in noise or in time and loses in neither."""
-        if other is None or other.failure is not None:
-            return best
-        faster = self.ratio(best) - self.ratio(other)
-        closer = other.closeness_db - best.closeness_db
-        grown = other.size_bytes / max(best.size_bytes, 1) - 1
-        gains = faster >= _FASTER or (closer >= _CLOSER_DB and grown < _GROWTH)
-        return other if gains and closer > -_CLOSER_DB and faster > -_FASTER else best
-
     def _spare_ends(self, best: Trial) -> Trial:
         """Keep the first few nodes, and the last, in the wider format, where that gains."""
         names = self._kitchen.layers(best.variant.kind)
@@ -444,26 +332,17 @@ class Search:
                 counts = _ENDS[at : at + _MADE_TOGETHER]
                 self._make_ahead(start, [{"spared": tuple(sorted(names[:n]))} for n in counts])
             other = self._turned(start, spared=tuple(sorted(names[:count])))
-            if other is None or other.failure or self.ratio(other) > self.ratio(best) + 3 * _FASTER:
+            if (
+                other is None
+                or other.failure
+                or self.ranking.ratio(other) > self.ranking.ratio(best) + 3 * FASTER
+            ):
                 break
-            best = self._better(best, other)
+            best = self.ranking.better(best, other)
         if len(names) > 2:
             spared = {*best.variant.tuning.spared, names[-1]}
-            best = self._better(best, self._turned(best, spared=tuple(sorted(spared))))
+            best = self.ranking.better(best, self._turned(best, spared=tuple(sorted(spared))))
         return best
-
-    def _finalists(self) -> tuple[Trial, ...]:
-        """Those that no other beats in time, size and closeness at once, the best first."""
-        able = self._best(self._trials.values())
-        return tuple(t for t in able if not any(self._beats(other, t) for other in able))
-
-    def _beats(self, other: Trial, trial: Trial) -> bool:
-        """At least as good in time, size and noise, and better in one, as far as can be told."""
-        faster = self.ratio(trial) - self.ratio(other)
-        smaller = 1 - other.size_bytes / max(trial.size_bytes, 1)
-        closer = other.closeness_db - trial.closeness_db
-        gains = (faster / _FASTER, smaller / _EQUAL_SIZE, closer / _CLOSER_DB)
-        return min(gains) >= -1 and max(gains) > 1
 
 
 def _differ_in_ranges(one: Recipe, other: Recipe) -> bool:
@@ -473,10 +352,3 @@ def _differ_in_ranges(one: Recipe, other: Recipe) -> bool:
         and other.needs.estimator is not None
         and one.id.rpartition("/")[0] == other.id.rpartition("/")[0]
     )
-
-
-def _closer(best: Trial, other: Trial | None) -> Trial:
-    """The other one if it has less noise: it takes no more time."""
-    if other is None or other.failure is not None:
-        return best
-    return other if other.closeness_db - best.closeness_db >= _CLOSER_AT_NO_COST_DB else best

@@ -15,6 +15,7 @@ from edgekit.build.accuracy import Accuracy
 from edgekit.build.choice import Bounds
 from edgekit.build.kitchen import Base, Kitchen, Variant
 from edgekit.build.progress import Silent
+from edgekit.build.ranking import Ranking
 from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
@@ -101,9 +102,10 @@ def search(
     clock: Callable[[], float] = lambda: 0.0,
     **changes: Any,
 ) -> Hasty:
+    asked: dict[str, Any] = {"bounds": Bounds(max_drop=0.01), "on_target": True, "forecast": None}
+    asked = {name: changes.pop(name, value) for name, value in asked.items()}
     values: dict[str, Any] = {
-        "bounds": Bounds(max_drop=0.01),
-        "on_target": True,
+        "ranking": Ranking(objective=objective, **asked),
         "is_asked": False,
         "deadlines": Deadlines(explore_s=1.0, relieve_s=1.0, rank_s=1.0),
     }
@@ -111,7 +113,6 @@ def search(
         (recipe("float32"), *recipes),
         cast(Kitchen, table),
         cast(Screen, table),
-        objective=objective,
         progress=Silent(),
         clock=clock,
         **(values | changes),
@@ -230,7 +231,7 @@ def test_what_is_over_a_bound_comes_last_and_is_no_reason_to_stop() -> None:
         table, recipe("fast"), recipe("small"), bounds=Bounds(max_drop=0.01, max_mb=0.0005)
     )
     assert titles(found.explore()) == ["small", "fast"]
-    assert [found.is_within(trial) for trial in found.trials] == [False, False, True]
+    assert [found.ranking.is_within(trial) for trial in found.trials] == [False, False, True]
 
 
 def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
