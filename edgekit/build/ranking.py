@@ -1,4 +1,4 @@
-"""Ranking of trials: which is better, by quick figures and what is asked for. Pure.
+"""Ranking of trials: which is better, by quick figures and what is asked for.
 
 Invariant: figures of screening tell what to look at next, never what is chosen.
 """

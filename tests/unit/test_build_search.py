@@ -219,7 +219,7 @@ def test_nothing_is_relieved_that_cannot_spare() -> None:
 
 
 def test_what_loses_ten_times_the_allowed_accuracy_is_tried_last() -> None:
-    table = Table({"fast": (0.3, 300, 8.0), "right": (0.5, 300, 30.0), "mended": (0.4, 300, 20.0)})
+    table = Table({"fast": (0.3, 300, 8.0), "right": (0.5, 300, 30.0), "mended": (0.35, 300, 20.0)})
     table.scores = {"fast": 0.85, "mended": 0.985}
     found = search(table, *(recipe(name) for name in ("fast", "right", "mended")))
     assert titles(found.explore()) == ["mended", "right", "fast"]
