@@ -185,22 +185,25 @@ class Search:
             return self._kitchen.noise(kind)
         return ()
 
-    def is_over(self) -> bool:
-        """Whether it is too late to begin anything."""
+    def is_over(self, takes_s: float = 0.0) -> bool:
+        """Whether it is too late to begin anything, or what takes so long."""
         ends = self._deadlines
+        now = self._clock() + takes_s
         if self._is_explored:
-            return self._clock() >= ends.relieve_s
-        now = self._clock()
+            return now >= ends.relieve_s
         self._is_cut |= now >= ends.explore_s
         return now >= ends.explore_s - self._held_s
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
-        pending = list(recipes)
-        while pending and (self._is_asked or not self.is_over()):
+        """In twos, while there is as much time left as the last two took."""
+        pending, took_s = list(recipes), 0.0
+        while pending and (self._is_asked or not self.is_over(took_s)):
             batch, pending = pending[:_MADE_TOGETHER], pending[_MADE_TOGETHER:]
+            began = self._clock()
             self._kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:
                 self._try(recipe)
+            took_s = self._clock() - began
 
     def _try(self, recipe: Recipe, tuning: Tuning = UNTUNED, *, like: Trial | None = None) -> Trial:
         """Make and screen a variant; one that is as fast as another `like` it is not timed."""
