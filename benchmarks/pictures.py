@@ -24,7 +24,7 @@ from edgekit.build.rendering.plot import Axis, linear_axis, pareto_plot
 from edgekit.build.report import NodeSensitivity, Report
 from edgekit.demo.devices import small_profile
 from edgekit_contract.profile import parse_profile
-from edgekit_converters.calibration.estimators import Estimator, Range, estimate
+from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, Range, estimate
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.statistics import Histogram
 from edgekit_converters.quantization.selection import select_static
@@ -163,7 +163,7 @@ def widest_apart() -> tuple[str, Histogram, dict[Estimator, Range]]:
     with tempfile.TemporaryDirectory() as scratch:
         seen = observe(path, tensors, feeds, threads=1, scratch=Path(scratch))
     found = {
-        name: {e: one for e in Estimator if (one := estimate(statistics, e)) is not None}
+        name: {e: one for e in OF_STATISTICS if (one := estimate(statistics, e)) is not None}
         for name, statistics in seen.items()
     }
 

@@ -18,17 +18,18 @@ import numpy as np
 import onnx
 
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments, write_moments
 from edgekit_converters.conditioning.smoothing import smooth_file
 from edgekit_converters.proof import same_outputs
+from edgekit_converters.quantization.measuring import measure_ranges
 from edgekit_converters.quantization.selection import select_static
 from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
-__all__ = ["equalized", "levelled", "moments", "noise", "smoothed"]
+__all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed"]
 
 
 def equalized(**arguments: Any) -> int:
@@ -89,13 +90,36 @@ def noise(
     found = measure_noise(
         path,
         select_static(onnx.load_model(path, load_external_data=False)),
-        {name: Range(low, high) for name, (low, high) in ranges.items()},
+        _ranges(ranges),
         _read(samples),
         per_channel=True,
         threads=threads,
         scratch=Path(scratch),
     )
     return msgspec.to_builtins(found)
+
+
+def ranges(
+    *,
+    model: str,
+    ranges: Mapping[str, Mapping[str, Sequence[float]]],
+    samples: Sequence[str],
+    threads: int,
+    scratch: str,
+) -> dict[str, tuple[float, float]]:
+    """Of each tensor's ranges, by estimator, the one that the outputs suffer least from."""
+    found = measure_ranges(
+        Path(model),
+        {Estimator(name): _ranges(estimated) for name, estimated in ranges.items()},
+        _read(samples),
+        threads=threads,
+        scratch=Path(scratch),
+    )
+    return {name: (each.low, each.high) for name, each in found.items()}
+
+
+def _ranges(told: Mapping[str, Sequence[float]]) -> dict[str, Range]:
+    return {name: Range(low, high) for name, (low, high) in told.items()}
 
 
 def _read(samples: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:

@@ -140,6 +140,7 @@ class Kitchen:
         self._numbers = itertools.count()
         self._studying = threading.RLock()
         """What several variants start from is made once."""
+        self._measured: dict[Base, Mapping[str, Range]] = {}
         self._studied: tuple[str, ...] = ()
         self._noise: dict[RuntimeKind, tuple[NodeNoise, ...]] = {}
         self._layers: dict[RuntimeKind, tuple[str, ...]] = {}
@@ -244,12 +245,10 @@ class Kitchen:
         start, why = self._start(recipe, tuning)
         if start is None:
             return failed(failure=why)
-        ranges: Mapping[str, Range] = {}
-        if (estimator := recipe.needs.estimator) is not None:
-            ranges = self._calibration_of(Base.of(tuning), start).ranges.get(estimator, {})
         needs_moments = tuning.corrected or tuning.reconstructed
         title = tuning.title_of(recipe.id)
         try:
+            ranges = self._ranges_of(recipe.needs.estimator, Base.of(tuning), start)
             moments = str(self._moments_of(Base.of(tuning), start)) if needs_moments else None
             arguments = {
                 "recipe": recipe.id,
@@ -375,6 +374,34 @@ class Kitchen:
             return None
         return out if changed else None
 
+    def _ranges_of(
+        self, estimator: Estimator | None, base: Base, model: Path
+    ) -> Mapping[str, Range]:
+        """Errors: `Refused`."""
+        if estimator is None:
+            return {}
+        if estimator is Estimator.MEASURED:
+            return self._measured_of(base, model)
+        return self._calibration_of(base, model).ranges.get(estimator, {})
+
+    def _measured_of(self, base: Base, model: Path) -> Mapping[str, Range]:
+        """Of each tensor's ranges the one that the outputs suffer least from, found when first
+        asked for. Errors: `Refused`."""
+        with self._studying:
+            if base not in self._measured:
+                estimated = self._calibration_of(base, model).ranges
+                arguments = {
+                    "model": str(model),
+                    "ranges": {each.value: _told(found) for each, found in estimated.items()},
+                    "samples": self._samples(),
+                    "threads": self._threads,
+                    "scratch": str(self._scratch),
+                }
+                with self._progress.stage("measuring ranges", None):
+                    found = self._run("measuring ranges", f"{_STUDIES}:ranges", arguments)
+                self._measured[base] = _ranges(found)
+            return self._measured[base]
+
     def _moments_of(self, base: Base, model: Path) -> Path:
         """Moments of what weighted nodes read, collected when first asked for.
 
@@ -413,7 +440,7 @@ def make(
     ingredients = Ingredients(
         given=Path(given),
         normalized=Path(normalized),
-        ranges={name: Range(low, high) for name, (low, high) in ranges.items()},
+        ranges=_ranges(ranges),
         out=Path(out),
         tuning=msgspec.convert(tuning, Tuning),
         moments=Path(moments) if moments is not None else None,
@@ -432,6 +459,10 @@ def make(
 
 def _told(ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:
     return {name: (found.low, found.high) for name, found in ranges.items()}
+
+
+def _ranges(told: Mapping[str, Any]) -> dict[str, Range]:
+    return {name: Range(low, high) for name, (low, high) in told.items()}
 
 
 def _reason(error: Refused, out: Path) -> str:

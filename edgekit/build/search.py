@@ -46,6 +46,7 @@ _BASES: Final = (Knob.SMOOTHED, Knob.EQUALIZED, Knob.LEVELLED)
 _PROMISE: Final = (
     Estimator.MSE,
     Estimator.PERCENTILE,
+    Estimator.MEASURED,
     Estimator.MINMAX,
     Estimator.MOVING_AVERAGE,
     Estimator.ENTROPY,

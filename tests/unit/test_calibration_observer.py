@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import opened_sessions, still_open
 
 from edgekit_converters.calibration import probes
-from edgekit_converters.calibration.estimators import Estimator, estimate
+from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, estimate
 from edgekit_converters.calibration.noise import power_of
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.probes import Probe, Telling, probe_for
@@ -226,7 +226,7 @@ def test_sharing_samples_out_changes_no_bit(shards: int, tmp_path: Path) -> None
         for n in (1, shards)
     )
     assert state(alone) == state(shared)
-    for estimator in Estimator:
+    for estimator in OF_STATISTICS:
         ranges = [{n: estimate(s, estimator) for n, s in f.items()} for f in (alone, shared)]
         assert ranges[0] == ranges[1]
 

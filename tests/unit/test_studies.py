@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +19,12 @@ from edgekit.build.material import gather
 from edgekit.build.progress import Silent
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
-from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments
 from edgekit_converters.conditioning.smoothing import smooth_file
+from edgekit_converters.quantization import measuring
+from edgekit_converters.quantization.measuring import measure_ranges
 from edgekit_converters.quantization.selection import select_static
 from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.recipes import find_recipe
@@ -34,7 +38,7 @@ import os, signal
 def crash(**arguments):
     os.kill(os.getpid(), signal.SIGSEGV)
 
-noise = moments = equalized = levelled = smoothed = crash
+noise = moments = ranges = equalized = levelled = smoothed = crash
 """
 WIDTH = 72
 
@@ -101,11 +105,15 @@ def test_nodes_of_a_model_too_large_for_one_file_are_ranked_all_the_same(tmp_pat
     assert list(tmp_path.iterdir()) == [model]
 
 
-def kitchen_of(model: Path, scratch: Path, workshop: isolation.Workshop) -> Kitchen:
+def kitchen_of(
+    model: Path,
+    scratch: Path,
+    workshop: isolation.Workshop,
+    estimators: tuple[Estimator, ...] = (Estimator.MINMAX,),
+) -> Kitchen:
     data = open_data(str(write_data(scratch / "d.npz", 12, x=(3, 8, 8))))
     source = open_source(model, scratch=scratch, run=workshop.run)
     material = gather(source, data, None, normalizes=True, scratch=scratch, run=workshop.run)
-    estimators = (Estimator.MINMAX,)
     return Kitchen(material, estimators, workshop, scratch=scratch, threads=1, progress=Silent())
 
 
@@ -135,6 +143,36 @@ def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
     assert found.remarks == []
 
 
+def test_ranges_are_measured_in_a_child_once_for_each_model_to_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_TIME_S", 60.0)  # each tensor is reached
+    told: list[Mapping[str, tuple[float, float]]] = []
+    with isolation.Workshop() as workshop:
+        found = kitchen_of(
+            write_small("constant_nodes", tmp_path), tmp_path, workshop, OF_STATISTICS
+        )
+        real = workshop.run
+
+        def run(step: str, *arguments: Any) -> Any:
+            given = real(step, *arguments)
+            if step == "measuring ranges":
+                told.append(given)
+            return given
+
+        monkeypatch.setattr(workshop, "run", run)
+        made = [
+            found.make(find_recipe(f"int8-static/per-channel/{kind}/measured"))
+            for kind in ("s8s8", "u8s8")
+        ]
+    assert [variant.failure for variant in made] == [None, None]
+    assert len(told) == 1
+    here = measure_ranges(
+        found.normalized, found.calibration.ranges, found.feeds(), threads=1, scratch=tmp_path
+    )
+    assert {name: Range(*ends) for name, ends in told[0].items()} == here
+
+
 def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,12 +185,14 @@ def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
         assert found.noise(RuntimeKind.ONNXRUNTIME) == ()
         assert found.base(Base.SMOOTHED) is None
         rounded = found.make(recipe, Tuning(reconstructed=True))
+        measured = found.make(find_recipe("int8-static/per-channel/s8s8/measured"))
         plain = found.make(recipe)
     assert found.remarks == [
         "Nodes were not ranked: ranking nodes failed: it crashed (SIGSEGV).",
         "Smoothing activations was left out: smoothing activations failed: it crashed (SIGSEGV).",
     ]
     assert rounded.failure == "observing what layers read failed: it crashed (SIGSEGV)"
+    assert measured.failure == "measuring ranges failed: it crashed (SIGSEGV)"
     assert plain.failure is None
 
 

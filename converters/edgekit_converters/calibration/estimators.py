@@ -17,7 +17,7 @@ import numpy as np
 from edgekit_converters.calibration.noise import LEVELS, Range, squared_errors
 from edgekit_converters.calibration.statistics import BINS, Histogram, TensorStatistics
 
-__all__ = ["OF_EXTREMES", "Estimator", "Range", "divergences", "estimate"]
+__all__ = ["OF_EXTREMES", "OF_STATISTICS", "Estimator", "Range", "divergences", "estimate"]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
@@ -40,14 +40,19 @@ class Estimator(enum.Enum):
     ENTROPY = "entropy"
     MOVING_AVERAGE = "moving-average"
     MSE = "mse"
+    MEASURED = "measured"
+    """For each tensor what another gives, whichever the model's outputs suffer least from."""
 
+
+OF_STATISTICS: Final = tuple(each for each in Estimator if each is not Estimator.MEASURED)
+"""Those that `estimate` knows; the other one runs the model (`quantization.measuring`)."""
 
 OF_EXTREMES: Final = frozenset({Estimator.MINMAX, Estimator.MOVING_AVERAGE})
 """Those that need no histogram."""
 
 
 def estimate(statistics: TensorStatistics, estimator: Estimator) -> Range | None:
-    """The range of a tensor; None where no finite value was seen."""
+    """The range of a tensor by one of `OF_STATISTICS`; None where no finite value was seen."""
     if not statistics.observations:
         return None
     low, high = _ESTIMATORS[estimator](statistics)

@@ -12,7 +12,6 @@ taken while there is time, so that all nodes are measured on the same ones.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -22,22 +21,17 @@ from typing import Final
 import msgspec
 import numpy as np
 import onnx
-from onnx import ModelProto
 
 from edgekit_contract.errors import Refused
-from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, graph
 from edgekit_converters.calibration.estimators import Range
+from edgekit_converters.quantization.outputs import decibels, opened, powers
 from edgekit_converters.quantization.selection import Selection
 from edgekit_converters.quantization.switching import NONE, SWITCH, make_switchable
-from edgekit_runtime.session import Optimization, Session, SessionOptions, open_session
+from edgekit_runtime.session import Session
 
-__all__ = ["NodeNoise", "decibels", "measure_noise"]
+__all__ = ["NodeNoise", "measure_noise"]
 
-_LEAST_DB: Final = -200.0
-"""No noise at all."""
-_BROKEN: Final = 1e12
-"""Noise to signal of a node that makes numbers into NaN or infinity."""
 _MIN_OPSET: Final = 10
 """The first with QuantizeLinear."""
 _TIME_S: Final = 3.0
@@ -82,12 +76,12 @@ def measure_noise(
     if not probes:
         return ()
     sums = np.zeros((len(probes), len(proto.graph.output), 2))
-    with closing(_opened(proto, threads, scratch, embedded_bytes)) as session:
+    with closing(opened(proto, threads, scratch, embedded_bytes)) as session:
         ends = clock() + _TIME_S
         for feeds in samples:
             right = _run(session, feeds, NONE)
             for number in range(len(probes)):
-                sums[number] += _powers(_run(session, feeds, number), right)
+                sums[number] += powers(_run(session, feeds, number), right)
                 if clock() >= ends + _PATIENCE_S:
                     return ()
             if clock() >= ends:
@@ -104,39 +98,5 @@ def measure_noise(
     return tuple(sorted(found, key=lambda noise: -noise.noise_db))
 
 
-def _opened(proto: ModelProto, threads: int, scratch: Path, embedded_bytes: int) -> Session:
-    # optimized, onnxruntime would round the weights once more, and coarser
-    options = SessionOptions(threads=threads, optimization=Optimization.NONE)
-    with tempfile.TemporaryDirectory(dir=scratch) as directory:
-        path = Path(directory) / "switched.onnx"
-        external.save(proto, path, embedded_bytes=embedded_bytes)
-        return open_session(RuntimeKind.ONNXRUNTIME, path, options)
-
-
 def _run(session: Session, feeds: Mapping[str, np.ndarray], number: int) -> list[np.ndarray]:
     return list(session.run({**feeds, SWITCH: np.array(number, np.int64)}).values())
-
-
-def _powers(got: list[np.ndarray], want: list[np.ndarray]) -> np.ndarray:
-    """Sums of squares of error and signal of each output; of what has no distance, counts."""
-    found = []
-    for array, right in zip(got, want, strict=True):
-        if array.shape != right.shape:  # as many rows as were found: all of them wrong
-            found.append((float(right.size), float(right.size)))
-        elif right.dtype.kind != "f":
-            found.append((float((array != right).sum()), float(right.size)))
-        else:
-            finite = np.isfinite(right)
-            wide = right[finite].astype(np.float64)
-            error = array[finite] - wide
-            power = float(wide @ wide)
-            broken = not np.isfinite(error).all()
-            found.append((power * _BROKEN if broken else float(error @ error), power))
-    return np.array(found)
-
-
-def decibels(noise: float, signal: float = 1.0) -> float:
-    """Noise over signal, finite always."""
-    if not noise > 0 or not signal > 0:
-        return _LEAST_DB
-    return max(_LEAST_DB, float(10 * np.log10(noise / signal)))

@@ -1,17 +1,18 @@
-"""A model whose nodes can be switched, one by one, to what quantization makes of them.
+"""A model whose nodes, or tensors, can be switched one by one to what quantization makes of them.
 
 An input of the model, `SWITCH`, says which node: each stands in an If, as it is or quantized. Nodes
 whose tensors have ranges are computed from quantized inputs with quantized weights, and their
 result is rounded; others with float32 weights, those of subgraphs and recurrent layers among them,
-from weights on the grid that they are stored on.
+from weights on the grid that they are stored on. Tensors are rounded as further inputs say, so that
+one model tries every range.
 
-Invariant: with no node switched the model computes what it did.
+Invariant: with nothing switched the model computes what it did.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,9 +27,20 @@ from edgekit_converters.quantization.blockwise import channelwise
 from edgekit_converters.quantization.selection import FIRST_INPUT_ONLY, Selection, float_results
 from edgekit_converters.quantization.weight_only import is_worth_storing, sharing, stored_inputs
 
-__all__ = ["NONE", "SWITCH", "Probe", "make_switchable"]
+__all__ = [
+    "NONE",
+    "SCALE",
+    "SWITCH",
+    "ZERO",
+    "Probe",
+    "grid_of",
+    "make_roundable",
+    "make_switchable",
+]
 
-SWITCH: Final = "which node is quantized"
+SWITCH: Final = "which one is quantized"
+SCALE: Final = "scale of the rounded one"
+ZERO: Final = "zero point of the rounded one"
 NONE: Final = -1
 _SIGNED, _UNSIGNED = 127, 255
 _CHANNEL_AXES: Final = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}
@@ -57,6 +69,46 @@ def make_switchable(
     _switch_weights(main, constants, probes, done={probe.node for probe in probes})
     main.input.append(helper.make_tensor_value_info(SWITCH, TensorProto.INT64, []))
     return probes
+
+
+def make_roundable(main: GraphProto, tensors: Sequence[str]) -> None:
+    """Rewrite a normalized model's graph in place: of its float tensors the one whose number is
+    `SWITCH` is rounded to the levels that the inputs `SCALE` and `ZERO` say.
+
+    `tensors` are results of the outermost graph's nodes, or its inputs.
+    """
+    numbers = {name: number for number, name in enumerate(tensors)}
+    given = {value.name: f"{value.name}/taken" for value in main.input if value.name in numbers}
+    nodes: list[NodeProto] = []
+    for name, taken in given.items():
+        nodes += _roundable(main, name, taken, numbers[name])
+    for node in main.node:
+        node.input[:] = [given.get(name, name) for name in node.input]
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name in numbers:
+                node.output[index] = f"{name}/float"
+                nodes += _roundable(main, node.output[index], name, numbers[name])
+    del main.node[:]
+    main.node.extend(nodes)
+    kinds = {SWITCH: TensorProto.INT64, SCALE: TensorProto.FLOAT, ZERO: TensorProto.UINT8}
+    main.input.extend(helper.make_tensor_value_info(name, kind, []) for name, kind in kinds.items())
+
+
+def _roundable(main: GraphProto, name: str, out: str, number: int) -> list[NodeProto]:
+    main.initializer.append(numpy_helper.from_array(np.array(number), f"{out}/number"))
+    rounding = _rounding(name, SCALE, ZERO, f"{out}/rounded")
+    kept = helper.make_node("Identity", [name], [f"{out}/kept"])
+    return [
+        helper.make_node("Equal", [SWITCH, f"{out}/number"], [f"{out}/is rounded"]),
+        helper.make_node(
+            "If",
+            [f"{out}/is rounded"],
+            [out],
+            then_branch=helper.make_graph(rounding, "rounded", [], [_untyped(f"{out}/rounded")]),
+            else_branch=helper.make_graph([kept], "float", [], [_untyped(f"{out}/kept")]),
+        ),
+    ]
 
 
 def _switch_weights(
@@ -220,11 +272,21 @@ def _untyped(name: str) -> onnx.ValueInfoProto:
 
 def _round_trip(constants: list[TensorProto], name: str, out: str, found: Range) -> list[NodeProto]:
     """Quantize and dequantize a tensor to the 256 levels of its range."""
+    scale, zero = grid_of(found)
+    constants.append(numpy_helper.from_array(scale, f"{out}/scale"))
+    constants.append(numpy_helper.from_array(zero, f"{out}/zero"))
+    return _rounding(name, f"{out}/scale", f"{out}/zero", out)
+
+
+def grid_of(found: Range) -> tuple[np.ndarray, np.ndarray]:
+    """Scale (float32) and zero point (uint8) of the 256 levels of a range, scalars."""
     scale = max((found.high - found.low) / _UNSIGNED, 1e-30)
     zero = int(np.clip(round(-found.low / scale), 0, _UNSIGNED))
-    constants.append(numpy_helper.from_array(np.float32(scale), f"{out}/scale"))
-    constants.append(numpy_helper.from_array(np.uint8(zero), f"{out}/zero"))
-    grid = [f"{out}/scale", f"{out}/zero"]
+    return np.array(scale, np.float32), np.array(zero, np.uint8)
+
+
+def _rounding(name: str, scale: str, zero: str, out: str) -> list[NodeProto]:
+    grid = [scale, zero]
     return [
         helper.make_node("QuantizeLinear", [name, *grid], [f"{out}/integers"]),
         helper.make_node("DequantizeLinear", [f"{out}/integers", *grid], [out]),
