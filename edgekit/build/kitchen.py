@@ -33,7 +33,7 @@ from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
-from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.calibration.estimators import CHOSEN_AMONG, Estimator, Range
 from edgekit_converters.litert.conversion import check_signature
 from edgekit_converters.proof import Signature, Trial
 from edgekit_converters.quantization.selection import weighted_names
@@ -392,7 +392,11 @@ class Kitchen:
                 estimated = self._calibration_of(base, model).ranges
                 arguments = {
                     "model": str(model),
-                    "ranges": {each.value: _told(found) for each, found in estimated.items()},
+                    "ranges": {
+                        each.value: _told(found)
+                        for each, found in estimated.items()
+                        if each in CHOSEN_AMONG
+                    },
                     "samples": self._samples(),
                     "threads": self._threads,
                     "scratch": str(self._scratch),

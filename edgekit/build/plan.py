@@ -15,7 +15,7 @@ from edgekit_contract import limits
 from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import Profile, Runtime, RuntimeKind
-from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator
+from edgekit_converters.calibration.estimators import CHOSEN_AMONG, Estimator
 from edgekit_converters.facts import ModelFacts
 from edgekit_converters.recipes import conversion_to
 from edgekit_converters.recipes.recipe import Recipe
@@ -67,8 +67,8 @@ class Plan:
     def estimators(self) -> tuple[Estimator, ...]:
         """What calibration must estimate; empty: there is none."""
         named = {r.needs.estimator for r in self.recipes if r.needs.estimator is not None}
-        if Estimator.MEASURED in named:  # it chooses among all of them
-            named = set(OF_STATISTICS)
+        if Estimator.MEASURED in named:
+            named = {*named, *CHOSEN_AMONG} - {Estimator.MEASURED}
         return tuple(sorted(named, key=lambda estimator: estimator.value))
 
 

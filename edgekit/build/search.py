@@ -258,7 +258,8 @@ class Search:
             self._kitchen.make_all((recipe, recipe.heeded(tuning)) for recipe in batch)
             for recipe in batch:
                 like = best if _differ_in_ranges(recipe, best.variant.recipe) else None
-                best = self.ranking.better(best, self._try(recipe, tuning, like=like))
+                better = self.ranking.better if like is None else self.ranking.closer
+                best = better(best, self._try(recipe, tuning, like=like))
         if is_fine:
             best = self._round(best)
         if Knob.WIDE in knobs and not self.ranking.by_size:

@@ -17,7 +17,15 @@ import numpy as np
 from edgekit_converters.calibration.noise import LEVELS, Range, squared_errors
 from edgekit_converters.calibration.statistics import BINS, Histogram, TensorStatistics
 
-__all__ = ["OF_EXTREMES", "OF_STATISTICS", "Estimator", "Range", "divergences", "estimate"]
+__all__ = [
+    "CHOSEN_AMONG",
+    "OF_EXTREMES",
+    "OF_STATISTICS",
+    "Estimator",
+    "Range",
+    "divergences",
+    "estimate",
+]
 
 _PERCENTILE: Final = 99.99
 """Share of the values, in per cent, that the range keeps; half of the rest is cut on each side."""
@@ -46,7 +54,8 @@ class Estimator(enum.Enum):
 
 OF_STATISTICS: Final = tuple(each for each in Estimator if each is not Estimator.MEASURED)
 """Those that `estimate` knows; the other one runs the model (`quantization.measuring`)."""
-
+CHOSEN_AMONG: Final = (Estimator.MSE, Estimator.PERCENTILE, Estimator.MINMAX)
+"""What `MEASURED` takes of each tensor, the first where nothing tells them apart."""
 OF_EXTREMES: Final = frozenset({Estimator.MINMAX, Estimator.MOVING_AVERAGE})
 """Those that need no histogram."""
 

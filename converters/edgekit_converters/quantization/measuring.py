@@ -4,8 +4,12 @@ Each tensor stands in an If (`switching`), and inputs of the model say which one
 what levels, so that trying a range costs a run. What estimators cannot see is in the figure:
 whether what reads a tensor heeds its outliers or what lies between them.
 
+Few samples show what rounding does, since all values of a tensor take part; what cutting does they
+show only where they hold what is cut. Therefore a narrower range has to gain more, and estimators
+that cut more still are not asked.
+
 Invariant: the model file is only read. The ranges of a tensor are compared on the same samples, and
-one without a figure keeps that of the estimator that comes first in `_ORDER`.
+one without a figure keeps that of the estimator that comes first in `CHOSEN_AMONG`.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from onnx import ModelProto
 
 from edgekit_contract.errors import Refused
 from edgekit_converters import external, graph
-from edgekit_converters.calibration.estimators import Estimator, Range
+from edgekit_converters.calibration.estimators import CHOSEN_AMONG, Estimator, Range
 from edgekit_converters.quantization.outputs import opened, powers
 from edgekit_converters.quantization.selection import float_results, select_static
 from edgekit_converters.quantization.switching import (
@@ -38,14 +42,8 @@ from edgekit_runtime.session import Optimization, Session
 
 __all__ = ["measure_ranges"]
 
-_ORDER: Final = (
-    Estimator.MSE,
-    Estimator.PERCENTILE,
-    Estimator.MINMAX,
-    Estimator.MOVING_AVERAGE,
-    Estimator.ENTROPY,
-)
-"""Which estimator's range is taken where nothing tells them apart."""
+_CUTTING: Final = 3.0
+"""So many times less noise a range has to make that cuts what the first one keeps."""
 _ALIKE: Final = 0.01
 """Ranges whose ends are so near, as a part of their width, are one."""
 _TIME_S: Final = 4.0
@@ -101,15 +99,16 @@ def measure_ranges(
             for found in offered[name]:
                 if clock() >= ends:
                     return best
-                noise.append(_noise(session, known, number, found))
+                made = _noise(session, known, number, found)
+                noise.append(made * (_CUTTING if _cuts(found, offered[name][0]) else 1.0))
             best[name] = offered[name][int(np.argmin(noise))]
     return best
 
 
 def _offered(estimated: Mapping[Estimator, Mapping[str, Range]]) -> dict[str, list[Range]]:
-    """Of each tensor the ranges that are not alike, in the order of `_ORDER`."""
+    """Of each tensor the ranges that are not alike, in the order of `CHOSEN_AMONG`."""
     offered: dict[str, list[Range]] = {}
-    for estimator in _ORDER:
+    for estimator in CHOSEN_AMONG:
         for name, found in estimated.get(estimator, {}).items():
             others = offered.setdefault(name, [])
             if all(_distance(found, other) > _ALIKE for other in others):
@@ -121,6 +120,12 @@ def _distance(one: Range, other: Range) -> float:
     """Of their ends, as a part of the wider one's width."""
     apart = max(abs(one.low - other.low), abs(one.high - other.high))
     return apart / max(one.high - one.low, other.high - other.low, 1e-30)
+
+
+def _cuts(found: Range, first: Range) -> bool:
+    """Whether a range lacks what the first one has at either end."""
+    least = _ALIKE * (first.high - first.low)
+    return found.low > first.low + least or found.high < first.high - least
 
 
 def _contested(proto: ModelProto, offered: Mapping[str, Sequence[Range]]) -> list[str]:
