@@ -36,8 +36,9 @@ from edgekit_converters import external, isolation
 from edgekit_converters.calibration.estimators import CHOSEN_AMONG, Estimator, Range
 from edgekit_converters.litert.conversion import check_signature
 from edgekit_converters.proof import Signature, Trial
+from edgekit_converters.quantization.outputs import decibels
 from edgekit_converters.quantization.selection import weighted_names
-from edgekit_converters.quantization.sensitivity import NodeNoise, decibels
+from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes import BASELINE, all_recipes, conversion_to, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
