@@ -29,6 +29,7 @@ import machine
 import minilm
 import numpy as np
 import real_models
+import transformer_models
 
 from edgekit.build.data import open_data
 from edgekit.build.material import gather
@@ -93,6 +94,18 @@ def sentences(place: Path) -> Given:
     return Given(model=str(place / "all-MiniLM-L6-v2"), data=str(place / "sentences.npz"))
 
 
+def resnet(place: Path) -> Given:
+    """A small ResNet of transformers as a directory, on MNIST digits."""
+    data = transformer_models.picture_model("resnet", place / "resnet")
+    return Given(model=str(place / "resnet"), data=data)
+
+
+def wav2vec2(place: Path) -> Given:
+    """A small Wav2Vec2 as a directory, on half seconds of speech and of noise."""
+    data = transformer_models.sound_model("wav2vec2", place / "wav2vec2")
+    return Given(model=str(place / "wav2vec2"), data=data)
+
+
 def pipeline(place: Path) -> Given:
     """scikit-learn: scaling and logistic regression from a callable, on scanned digits."""
     return Given(
@@ -128,6 +141,8 @@ MODELS: Final[Mapping[str, tuple[str, Callable[[Path], Given]]]] = {
     "efficientnet-lite0": ("PyTorch, .pt2", efficientnet),
     "digits network": ("PyTorch, .pt2", digits_network),
     "all-MiniLM-L6-v2": ("Hugging Face, directory", sentences),
+    "digits, ResNet": ("Hugging Face, directory", resnet),
+    "speech, Wav2Vec2": ("Hugging Face, directory", wav2vec2),
     "digits, logistic regression": ("scikit-learn, callable", pipeline),
     "digits, 1000 trees (XGBoost)": ("XGBoost, .ubj", xgboost),
     "digits, 1000 trees (LightGBM)": ("LightGBM, .txt", lightgbm),

@@ -6,7 +6,8 @@ This machine: a profile of it, one thread; each model as it is and as onnxruntim
 quantizes it (8-bit weights, activations while it runs), on real samples. What counts is CPU time,
 so that other work disturbs less. Boards: networks as published (`published_models`), four threads,
 beside what others measured with onnxruntime; the Raspberry Pi 5 is held out: none of its latencies
-was used to set a number of the model. XNNPACK's figures are of another runtime, to compare.
+was used to set a number of the model. XNNPACK's figures stand beside estimates of LiteRT, for which
+the `litert` environment converts (`edgekit environments setup litert`).
 """
 
 from __future__ import annotations
@@ -32,11 +33,16 @@ from real_models import RealModel
 
 import edgekit_profiles
 from edgekit.build.data import open_data
-from edgekit.build.estimates import core_of, estimate, trace
-from edgekit.build.estimates.operators import work_of
+from edgekit.build.forecast import Tracer, estimate_of
+from edgekit.build.model_file import ModelFile
 from edgekit.build.rendering.figures import rounded
 from edgekit.build.report import Estimate
 from edgekit_contract.profile import Profile, RuntimeKind
+from edgekit_converters import isolation
+from edgekit_converters.litert.conversion import convert
+from edgekit_converters.litert.quantization import Kind, Scheme, quantize
+from edgekit_converters.proof import Signature, Trial
+from edgekit_converters.tensorfile import write_tensors
 from edgekit_runtime.session import SessionOptions, open_session
 from edgekit_runtime.timing import time_runs
 
@@ -52,6 +58,7 @@ _FEW: Final[Mapping[str, Callable[[Path], RealModel]]] = {
     "text-direction": partial(more_models.text_direction, lines=24),
 }
 """A few samples of each."""
+_LITERT_HERE: Final = ("efficientnet-lite0",)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +67,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     estimate: Estimate
     measured_ms: float
     source: str
-    counts: bool = True
-    """Whether the figure is of the runtime that the estimate is of."""
 
     @property
     def ratio(self) -> float:
@@ -77,6 +82,8 @@ _QIITA: Final = "qiita.com/project_raizin/items/659b99396e63e0378f78"
 _ULTRALYTICS: Final = "docs.ultralytics.com/guides/raspberry-pi, 8.3.39"
 _ARM: Final = "huggingface.co/Arm/inception-v3-int8-mlas-onnx-raspberrypi5"
 _XNNPACK: Final = "github.com/google/XNNPACK, README"
+_ISSUE: Final = "github.com/google/XNNPACK/issues/814"
+_OF_LITERT: Final = (_XNNPACK, _ISSUE)
 
 Published: TypeAlias = tuple[str, str, bool, float, str]
 
@@ -91,6 +98,7 @@ PUBLISHED: Final[tuple[Published, ...]] = (
     ("raspberry-pi-3b-plus", "mobilenet-v1", True, 46.0, _XNNPACK),
     ("raspberry-pi-4", "mobilenet-v1", False, 77.0, _XNNPACK),
     ("raspberry-pi-4", "mobilenet-v1", True, 24.0, _XNNPACK),
+    ("raspberry-pi-4", "mobilenet-v1", False, 142.0, _ISSUE),
 )
 """Board, network, whether in 8 bits, milliseconds, source."""
 
@@ -105,12 +113,46 @@ def board(name: str) -> Profile:
 
 
 def guessed(
-    model: Path, feeds: Mapping[str, np.ndarray], profile: Profile, scratch: Path
+    model: Path,
+    feeds: Mapping[str, np.ndarray],
+    profile: Profile,
+    scratch: Path,
+    kind: RuntimeKind = RuntimeKind.ONNXRUNTIME,
 ) -> Estimate:
-    core, runtime = core_of(profile.cpu), profile.runtime(RuntimeKind.ONNXRUNTIME)
-    assert core is not None and runtime is not None
-    works = map(work_of, trace(model, feeds, scratch=scratch))
-    return estimate(works, core, threads=runtime.threads)
+    runtime = profile.runtime(kind)
+    threads = runtime.threads if runtime is not None else 1
+    given = scratch / "feeds.tensors"
+    write_tensors(given, feeds)
+    tracer = Tracer(given, scratch=scratch, run=isolation.run)
+    found = estimate_of(ModelFile(path=model, kind=kind), profile.cpu, tracer, threads=threads)
+    assert found is not None
+    return found
+
+
+def for_litert(
+    model: Path, feeds: Mapping[str, np.ndarray], directory: Path, *, is_int8: bool
+) -> Path:
+    """An ONNX model converted, and in 8 bits throughout."""
+    session = open_session(RuntimeKind.ONNXRUNTIME, model)
+    directory.mkdir(exist_ok=True)
+    samples = directory / "samples"
+    samples.mkdir(exist_ok=True)
+    write_tensors(samples / "0.npz", feeds)
+    write_tensors(directory / "reference", session.run(dict(feeds)))
+    made, home = directory / "float32.tflite", directory / "home"
+    convert(
+        (model,),
+        made,
+        signature=Signature(inputs=session.inputs, outputs=session.outputs),
+        trials=[Trial(feeds=str(samples / "0.npz"), reference=str(directory / "reference"))],
+        home=home,
+    )
+    if not is_int8:
+        return made
+    out = directory / "int8.tflite"
+    scheme = Scheme(kind=Kind.STATIC, weight_bits=8, activation_bits=8)
+    quantize(made, out, scheme, samples=samples, home=home)
+    return out
 
 
 def quantized_dynamically(model: Path, out: Path) -> Path:
@@ -163,6 +205,32 @@ def on_this_machine(directory: Path) -> Iterator[Row]:
                 measured_ms=timing.median_ms,
                 source="measured",
             )
+        for is_int8 in (False, True) if name in _LITERT_HERE else ():
+            yield _litert_here(real.model, feeds, profile, home, name, is_int8=is_int8)
+
+
+def _litert_here(
+    model: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    profile: Profile,
+    home: Path,
+    name: str,
+    *,
+    is_int8: bool,
+) -> Row:
+    made = for_litert(model, feeds[0], home / f"litert-{is_int8}", is_int8=is_int8)
+    session = open_session(RuntimeKind.LITERT, made, SessionOptions(threads=1))
+    timing = time_runs(
+        session, [dict(f) for f in feeds], budget_s=_SECONDS, clock=time.process_time
+    )
+    session.close()
+    return Row(
+        where="this machine",
+        model=f"{name}{', int8' * is_int8}, LiteRT",
+        estimate=guessed(made, feeds[0], profile, home, RuntimeKind.LITERT),
+        measured_ms=timing.median_ms,
+        source="measured",
+    )
 
 
 def _signature(model: Path) -> Any:
@@ -177,15 +245,21 @@ def on_boards(directory: Path, published: Sequence[Published]) -> Iterator[Row]:
             published_models.NETWORKS[network](path)
         (spec,) = _signature(path)
         feeds = {spec.name: random.random(spec.shape, np.float32)}
-        if is_int8:
+        kind = RuntimeKind.LITERT if source in _OF_LITERT else RuntimeKind.ONNXRUNTIME
+        if kind is RuntimeKind.LITERT:
+            place = directory / f"{network}-litert-{is_int8}"
+            made = place / ("int8.tflite" if is_int8 else "float32.tflite")
+            path = made if made.exists() else for_litert(path, feeds, place, is_int8=is_int8)
+        elif is_int8:
             path = quantized_statically(path, feeds, directory / f"{network}-int8.onnx")
         yield Row(
             where=where,
-            model=network + (", int8" if is_int8 else ""),
-            estimate=guessed(path, feeds, board(where), directory),
+            model=network
+            + (", int8" if is_int8 else "")
+            + (", LiteRT" if kind is RuntimeKind.LITERT else ""),
+            estimate=guessed(path, feeds, board(where), directory, kind),
             measured_ms=measured_ms,
             source=source,
-            counts=source != _XNNPACK,
         )
 
 
@@ -196,7 +270,7 @@ def as_markdown(rows: list[Row]) -> str:
     ]
     for row in rows:
         guess = row.estimate
-        within = ("yes" if row.is_within else "no") if row.counts else "another runtime"
+        within = "yes" if row.is_within else "no"
         lines.append(
             f"| {row.where} | {row.model} | {rounded(row.measured_ms, 3)} | "
             f"{rounded(guess.ms, 3)} | {rounded(guess.low)} to {rounded(guess.high)} | "

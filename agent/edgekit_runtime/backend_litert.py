@@ -6,6 +6,7 @@ take stay with LiteRT's own kernels, and of some models it takes none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,35 +57,56 @@ def open_model(path: Path, options: SessionOptions) -> LiteRtSession:
         if options.optimization is Optimization.NONE
         else module.OpResolverType.AUTO
     )
-    try:
-        interpreter = module.Interpreter(
+
+    def interpreter() -> Any:
+        return module.Interpreter(
             model_path=str(path),
             num_threads=options.threads,
             experimental_op_resolver_type=resolver,
         )
-        interpreter.allocate_tensors()
+
+    asked = (_BUILTIN,) if options.optimization is Optimization.NONE else (_XNNPACK, _BUILTIN)
+    try:
+        return LiteRtSession(interpreter, path, asked)
     except (ValueError, RuntimeError) as error:
         raise ModelUnloadable(path, str(error)) from error
-    asked = (_BUILTIN,) if options.optimization is Optimization.NONE else (_XNNPACK, _BUILTIN)
-    return LiteRtSession(interpreter, path, asked)
 
 
 class LiteRtSession:
-    """Dynamic axes are those that the model's shape signature marks with -1."""
+    """Dynamic axes are those that the model's shape signature marks with -1.
 
-    def __init__(self, interpreter: Any, path: Path, asked: tuple[str, ...]) -> None:
-        self._interpreter, self._asked = interpreter, asked
-        self._in = {d["name"]: d for d in interpreter.get_input_details()}
-        self._out = {d["name"]: d for d in interpreter.get_output_details()}
+    Invariant: a model whose open axes are too short in its file (it says 1 for each) is prepared
+    when the first inputs tell their lengths, as its users have to do, too.
+    """
+
+    def __init__(self, make: Callable[[], Any], path: Path, asked: tuple[str, ...]) -> None:
+        """`make` opens the file. Errors: those of the interpreter."""
+        self._make, self._asked = make, asked
+        self._interpreter = make()
+        self._in = {d["name"]: d for d in self._interpreter.get_input_details()}
+        self._out = {d["name"]: d for d in self._interpreter.get_output_details()}
         self.inputs = tuple(_spec(d, path) for d in self._in.values())
         self.outputs = tuple(_spec(d, path) for d in self._out.values())
-        self._shapes = {name: tuple(d["shape"]) for name, d in self._in.items()}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        """That the interpreter is prepared for; empty: it is not."""
+        try:
+            self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError):
+            if all(isinstance(axis, int) for spec in self.inputs for axis in spec.shape):
+                raise
+            self._interpreter = make()
+        else:
+            self._shapes = {name: tuple(d["shape"]) for name, d in self._in.items()}
 
     @property
     def execution(self) -> Execution:
         """Whether XNNPACK has taken a part of the model, as far as this version of LiteRT tells."""
         if _XNNPACK not in self._asked:
             return execution(self._asked, self._asked)
+        if not self._shapes:
+            return execution(
+                self._asked, (_BUILTIN,), {_XNNPACK: "no inputs have told their lengths yet."}
+            )
         # the one way to see it from Python; not public, and the same since tflite-runtime 2.5
         listed = getattr(self._interpreter, "_get_ops_details", None)
         if listed is None:
@@ -101,11 +123,7 @@ class LiteRtSession:
         try:
             shapes = {name: feeds[name].shape for name in self._in}
             if shapes != self._shapes:
-                self._shapes = {}  # until the interpreter has taken the new ones
-                for name, shape in shapes.items():
-                    self._interpreter.resize_tensor_input(self._in[name]["index"], shape)
-                self._interpreter.allocate_tensors()
-                self._shapes = shapes
+                self._resize(shapes)
             for name, detail in self._in.items():
                 self._interpreter.set_tensor(detail["index"], feeds[name])
             self._interpreter.invoke()
@@ -116,6 +134,21 @@ class LiteRtSession:
             }
         except (ValueError, RuntimeError) as error:
             raise InferenceFailed(str(error)) from error
+
+    def _resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Errors: those of the interpreter."""
+        self._shapes = {}  # until the interpreter has taken the new ones
+        try:
+            self._prepare(shapes)
+        except RuntimeError:  # a delegate that has taken one length may not take another
+            self._interpreter = self._make()
+            self._prepare(shapes)
+        self._shapes = shapes
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            self._interpreter.resize_tensor_input(self._in[name]["index"], shape)
+        self._interpreter.allocate_tensors()
 
     def close(self) -> None:
         self._interpreter = None

@@ -185,7 +185,7 @@ class _Build:
             clock=turns.now,
         )
         self._golden: dict[tuple[str, int], GoldenSet] = {}
-        self._tracer = Tracer(material.feeds, scratch=scratch, host=read_host())
+        self._tracer = Tracer(material.feeds, scratch=scratch, run=workshop.run)
         self._notebook = Notebook(request.figures or default_path())
 
     def _ranking_estimators(self) -> tuple[Estimator, ...]:
@@ -264,7 +264,9 @@ class _Build:
             budget_bytes=profile.budget.bundle_mib * limits.MIB - _PACKING_BYTES,
             ram_bytes=profile.budget.ram_mib * limits.MIB,
         )
-        forecast = None if on_target else Forecast(plan, self._tracer, self._notebook)
+        forecast = (
+            None if on_target else Forecast(plan, self._tracer, self._notebook, host=read_host())
+        )
         contest = Contest(
             plan=plan,
             bench=bench,

@@ -7,67 +7,95 @@ in their place, and where nothing is known of the core or the runtime, there is 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from edgekit.build.estimates import core_of, estimate, trace
+from edgekit.build.estimates.litert import works_of
 from edgekit.build.estimates.operators import Work, work_of
+from edgekit.build.estimates.roofline import LITERT, ONNXRUNTIME
 from edgekit.build.host import Host
 from edgekit.build.kitchen import Variant
+from edgekit.build.model_file import ModelFile
 from edgekit.build.notebook import Notebook, key_of
 from edgekit.build.plan import ProfilePlan
 from edgekit.build.report import Estimate, Figure
 from edgekit_contract.errors import Refused
-from edgekit_contract.profile import Profile, RuntimeKind
+from edgekit_contract.profile import Cpu, Profile, RuntimeKind
+from edgekit_converters import isolation
+from edgekit_converters.litert.operations import Operation
 from edgekit_converters.structure import structure_digest
 from edgekit_converters.tensorfile import read_tensors
 
-__all__ = ["Forecast", "Tracer"]
+__all__ = ["Forecast", "Tracer", "estimate_of"]
+
+_KERNELS: Final = {RuntimeKind.ONNXRUNTIME: ONNXRUNTIME, RuntimeKind.LITERT: LITERT}
+"""Of runtimes that there are estimates for."""
 
 
 class Tracer:
-    """Traces of variants, kept: profiles share them."""
+    """What models ask of a processor, kept: profiles share it."""
 
-    def __init__(self, feeds: Path, *, scratch: Path, host: Host) -> None:
-        """`feeds` is the file of the tensors to run on."""
-        self._feeds, self._scratch, self.host = feeds, scratch, host
+    def __init__(self, feeds: Path, *, scratch: Path, run: isolation.Run) -> None:
+        """`feeds` is the file of the tensors to run on; `run` runs a LiteRT model in a child."""
+        self._feeds, self._scratch, self._run = feeds, scratch, run
         self._works: dict[Path, tuple[Work, ...] | None] = {}
 
-    def works(self, model: Path) -> tuple[Work, ...] | None:
-        """What an ONNX file asks of a processor; None where it does not run."""
-        if model not in self._works:
+    def works(self, model: ModelFile) -> tuple[Work, ...] | None:
+        """None where it does not run, or nothing is known of what it does."""
+        if model.path not in self._works:
             try:
-                runs = trace(model, read_tensors(self._feeds), scratch=self._scratch)
+                self._works[model.path] = self._traced(model)
             except Refused:
-                self._works[model] = None
-            else:
-                self._works[model] = tuple(map(work_of, runs))
-        return self._works[model]
+                self._works[model.path] = None
+        return self._works[model.path]
+
+    def _traced(self, model: ModelFile) -> tuple[Work, ...] | None:
+        if model.kind is RuntimeKind.ONNXRUNTIME:
+            runs = trace(model.path, read_tensors(self._feeds), scratch=self._scratch)
+            return tuple(map(work_of, runs))
+        if model.kind is not RuntimeKind.LITERT:
+            return None
+        found = self._run(
+            "listing its operators",
+            "edgekit_converters.litert.operations:read",
+            {"path": str(model.path), "feeds": str(self._feeds)},
+            isolation.limits_for(model.path.stat().st_size),
+        )
+        return works_of(msgspec.convert(found, list[Operation]))
+
+
+def estimate_of(model: ModelFile, cpu: Cpu, tracer: Tracer, *, threads: int) -> Estimate | None:
+    """How long a model may take on a processor; None where too little is known."""
+    core, kernels = core_of(cpu), _KERNELS.get(model.kind)
+    if core is None or kernels is None:
+        return None
+    works = tracer.works(model)
+    return estimate(works, core, threads=threads, kernels=kernels) if works else None
 
 
 class Forecast:
     """For one profile."""
 
-    def __init__(self, plan: ProfilePlan, tracer: Tracer, notebook: Notebook) -> None:
+    def __init__(
+        self, plan: ProfilePlan, tracer: Tracer, notebook: Notebook, *, host: Host
+    ) -> None:
         self._profile: Profile = plan.profile
-        self._plan = plan
-        self._core = core_of(plan.profile.cpu)
+        self._plan, self._host = plan, host
         self._tracer, self._figures = tracer, notebook.figures()
 
     @property
     def is_able(self) -> bool:
         """Whether there can be estimates at all, float32's among them."""
-        return self._core is not None and self._plan.runtimes[0].kind is RuntimeKind.ONNXRUNTIME
+        known = core_of(self._profile.cpu) is not None
+        return known and self._plan.runtimes[0].kind in _KERNELS
 
     def estimate(self, variant: Variant) -> Estimate | None:
-        if self._core is None or variant.kind is not RuntimeKind.ONNXRUNTIME:
+        if variant.failure is not None or variant.recipe.needs.features - self._host.features:
             return None
-        if (
-            variant.failure is not None
-            or variant.recipe.needs.features - self._tracer.host.features
-        ):
-            return None
-        works = self._tracer.works(variant.path)
         threads = self._plan.runtime(variant.kind).threads
-        return estimate(works, self._core, threads=threads) if works else None
+        return estimate_of(variant.model, self._profile.cpu, self._tracer, threads=threads)
 
     def time(self, variant: Variant) -> Estimate | None:
         """The figure, or else the estimate."""

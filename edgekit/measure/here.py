@@ -14,9 +14,9 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.estimates import core_of, estimate, trace
-from edgekit.build.estimates.operators import work_of
+from edgekit.build.forecast import Tracer, estimate_of
 from edgekit.build.host import read_host
+from edgekit.build.model_file import ModelFile
 from edgekit.build.report import Estimate
 from edgekit.build.scratch import open_scratch
 from edgekit_contract.errors import Misused, Refused
@@ -105,7 +105,7 @@ def measure_here(path: Path, *, profile: Profile | None, budget_s: float) -> Mea
             machine=read_host().title,
             inputs=subject.inputs,
             profile=profile.name if profile else None,
-            estimate=_estimate(subject, profile, scratch) if profile else None,
+            estimate=_estimate(subject, profile, scratch, workshop) if profile else None,
         )
 
 
@@ -120,12 +120,15 @@ def run(
     return {"timing": msgspec.to_builtins(timing), "rss_bytes": peak}
 
 
-def _estimate(subject: _Subject, profile: Profile, scratch: Path) -> Estimate | None:
-    core, runtime = core_of(profile.cpu), profile.runtime(subject.kind)
-    if core is None or runtime is None or subject.kind is not RuntimeKind.ONNXRUNTIME:
+def _estimate(
+    subject: _Subject, profile: Profile, scratch: Path, workshop: isolation.Workshop
+) -> Estimate | None:
+    runtime = profile.runtime(subject.kind)
+    if runtime is None:
         return None
-    runs = trace(subject.model, read_tensors(subject.feeds[0]), scratch=scratch)
-    return estimate(map(work_of, runs), core, threads=runtime.threads)
+    tracer = Tracer(subject.feeds[0], scratch=scratch, run=workshop.run)
+    model = ModelFile(path=subject.model, kind=subject.kind)
+    return estimate_of(model, profile.cpu, tracer, threads=runtime.threads)
 
 
 def _of_bundle(path: Path, scratch: Path) -> _Subject:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from parts import need_package
 from tools import need_environment
 
+import edgekit_profiles
 from edgekit.build import Built, build
 from edgekit.build.report import Candidate, Outcome
 from edgekit.build.request import Objective
@@ -279,3 +280,23 @@ def test_model_that_cannot_be_converted_is_refused_with_the_reason(tmp_path: Pat
     )
     lost = candidates(made.built[0])["litert/float32"]
     assert lost.outcome is Outcome.FAILED and "ONNX_DET" in lost.reason
+
+
+def test_both_runtimes_have_estimates_for_a_device_that_is_not_here(
+    tmp_path: Path, key: PrivateKey
+) -> None:
+    pi = edgekit_profiles.load("raspberry-pi-4")
+    assert {runtime.kind for runtime in pi.runtimes} == set(BOTH)
+    (made,) = build(
+        request(
+            DIGITS / "digits.onnx", tmp_path, profiles=(pi,), name="m", key=key, **DATA,
+            objective=Objective.LATENCY,
+            recipes=("float32*", "litert/float32", "litert/int8-static"),
+        )
+    ).built  # fmt: skip
+    found = {candidate.recipe: candidate.estimate for candidate in made.report.candidates}
+    for recipe in ("float32", "litert/float32", "litert/int8-static"):
+        estimate = found[recipe]
+        assert estimate is not None and 0 < estimate.low < estimate.ms < estimate.high, recipe
+    told = " ".join(made.report.remarks)
+    assert "Times on raspberry-pi-4 are estimates of cortex-a72" in told

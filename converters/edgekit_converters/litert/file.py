@@ -16,7 +16,7 @@ import msgspec
 
 from edgekit_contract.errors import Refused
 
-__all__ = ["LiteRtFacts", "read"]
+__all__ = ["BITS", "LiteRtFacts", "integers", "is_constant", "names", "opened", "read"]
 
 _WEIGHTED: Final[Mapping[str, tuple[str, int]]] = {
     "CONV_2D": ("Conv", 1),
@@ -30,7 +30,7 @@ _WEIGHTED: Final[Mapping[str, tuple[str, int]]] = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM": ("LSTM", 1),
 }
 """Operators that carry weights, ONNX's name for their like, and which input holds them."""
-_BITS: Final[Mapping[str, int]] = {"INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16, "BFLOAT16": 16,
+BITS: Final[Mapping[str, int]] = {"INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16, "BFLOAT16": 16,
     "INT8": 8, "UINT8": 8, "BOOL": 8, "INT16": 16, "UINT16": 16, "INT64": 64, "UINT64": 64,
     "FLOAT64": 64}  # fmt: skip
 """Of one element; others have 32."""
@@ -60,17 +60,7 @@ class LiteRtFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: str) -> Any:
     """Facts of a file, as JSON. Errors: `Refused`."""
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError as error:
-        raise Refused("ai-edge-litert is not installed: pip install 'edgekit[tflite]'.") from error
-    content = Path(path).read_bytes()
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    operators = _names(schema.BuiltinOperator)
-    kinds = _names(schema.TensorType)
-    codes = [
-        operators[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes
-    ]
+    model, codes, kinds = opened(path)
     counts: Counter[str] = Counter()
     weighted: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -80,30 +70,32 @@ def read(path: str) -> Any:
         constants = {
             index: tensor
             for index, tensor in enumerate(graph.tensors)
-            if _is_constant(model.buffers[tensor.buffer])
+            if is_constant(model.buffers[tensor.buffer])
         }
         floats = {i for i, tensor in constants.items() if kinds[tensor.type] == "FLOAT32"}
         for operator in graph.operators or ():  # constants of float16 are as good: they are widened
-            source = constants.get(_list(operator.inputs)[0]) if _list(operator.inputs) else None
+            source = (
+                constants.get(integers(operator.inputs)[0]) if integers(operator.inputs) else None
+            )
             if codes[operator.opcodeIndex] == "DEQUANTIZE" and source is not None:
                 floats |= {operator.outputs[0]} if kinds[source.type] == "FLOAT16" else set()
         for tensor in constants.values():
-            elements = math.prod(map(int, _list(tensor.shape)))
+            elements = math.prod(map(int, integers(tensor.shape)))
             parameters += elements
             kind = kinds[tensor.type]
-            sizes[kind.lower()] += elements * _BITS.get(kind, 32) // 8
+            sizes[kind.lower()] += elements * BITS.get(kind, 32) // 8
         for operator in graph.operators or ():
             name = codes[operator.opcodeIndex]
             counts[name] += 1
             like, place = _WEIGHTED.get(name, ("", 0))
-            inputs = _list(operator.inputs)
+            inputs = integers(operator.inputs)
             if not like or len(inputs) <= place:
                 continue
             if inputs[place] in floats:
                 weighted[like] += 1
                 if not number:
                     written = graph.tensors[operator.outputs[0]].name.decode()
-                    shape = _list(graph.tensors[inputs[place]].shape)
+                    shape = integers(graph.tensors[inputs[place]].shape)
                     layers[written] = Layer(operator=name, parameters=math.prod(shape))
     return msgspec.to_builtins(
         LiteRtFacts(
@@ -118,13 +110,33 @@ def read(path: str) -> Any:
     )
 
 
-def _names(numbers: Any) -> dict[int, str]:
+def opened(path: str) -> tuple[Any, list[str], dict[int, str]]:
+    """The file as objects of the schema, names of its operator codes, and names of number formats.
+
+    Errors: `Refused` where the runtime is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError as error:
+        raise Refused("ai-edge-litert is not installed: pip install 'edgekit[tflite]'.") from error
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(Path(path).read_bytes(), 0))
+    operators = names(schema.BuiltinOperator)
+    codes = [
+        operators[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in model.operatorCodes
+    ]
+    return model, codes, names(schema.TensorType)
+
+
+def names(numbers: Any) -> dict[int, str]:
+    """Of an enumeration of the schema."""
     return {value: name for name, value in vars(numbers).items() if isinstance(value, int)}
 
 
-def _list(array: Any) -> list[int]:
+def integers(array: Any) -> list[int]:
+    """None is empty."""
     return [] if array is None else [int(item) for item in array]
 
 
-def _is_constant(buffer: Any) -> bool:
+def is_constant(buffer: Any) -> bool:
+    """Whether a buffer of the file holds numbers."""
     return (buffer.data is not None and len(buffer.data) > 0) or buffer.offset > 0

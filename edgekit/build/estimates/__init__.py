@@ -1,7 +1,8 @@
 """How long a variant may take on a device that is not here: computed, and never a measurement.
 
 `trace` says which operators ran, and on tensors of which shapes, `operators` what each costs,
-`cores` what a processor can do, and `roofline` how long that takes, with an error bar.
+`litert` the same of LiteRT's, `cores` what a processor can do, and `roofline` how long that takes,
+with an error bar.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Arithmetic", "Executed", "Kind", "Tensor", "Work", "work_of"]
+__all__ = ["ROWS_OF_A_MATRIX", "Arithmetic", "Executed", "Kind", "Tensor", "Work", "work_of"]
 
-_ROWS_OF_A_MATRIX: Final = 4
+ROWS_OF_A_MATRIX: Final = 4
 """With fewer rows than a kernel's tile, a product reads each weight for one or two uses."""
 
 
@@ -172,7 +172,7 @@ def _matrices(kind: Kind = Kind.DENSE) -> Callable[[Executed], tuple[Kind, int] 
         # of a two-dimensional product either side may lie transposed, but not the number of them
         inner = left.elements // max(1, rows) if len(left.shape) == 2 else left.shape[-1]
         macs = out.elements * max(1, inner)
-        if kind is Kind.DENSE and run.weight_bytes and rows < _ROWS_OF_A_MATRIX:
+        if kind is Kind.DENSE and run.weight_bytes and rows < ROWS_OF_A_MATRIX:
             return Kind.VECTOR, macs
         return kind, macs
 

@@ -2,7 +2,7 @@
 
 Each operator takes as long as its arithmetic or its bytes, whichever is longer, and a call on top
 (Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore
-architectures", CACM 52, 2009). What part of a core's peak onnxruntime's kernels get differs by the
+architectures", CACM 52, 2009). What part of a core's peak a runtime's kernels get differs by the
 kind of operator, and so does how well that is known: errors within a kind go together, those of
 different kinds do not.
 
@@ -14,26 +14,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from edgekit.build.estimates.cores import Core
 from edgekit.build.estimates.operators import Arithmetic, Kind, Work
 from edgekit.build.report import Estimate
 
-__all__ = ["estimate"]
+__all__ = ["LITERT", "ONNXRUNTIME", "Kernels", "estimate"]
 
 _F32, _F16, _I8 = Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.INT8
 
-_SHARE: Final[Mapping[Kind, Mapping[Arithmetic, float]]] = {
-    Kind.DENSE: {_F32: 0.60, _F16: 0.50, _I8: 0.40},
-    Kind.DEPTHWISE: {_F32: 0.15, _F16: 0.10, _I8: 0.08},
-    Kind.VECTOR: {_F32: 0.30, _F16: 0.25, _I8: 0.20},
-    Kind.RECURRENT: {_F32: 0.20, _F16: 0.15, _I8: 0.12},
-    Kind.UNPACKING: {_F32: 0.20, _F16: 0.15, _I8: 0.15},
-}
-"""Of the core's peak. Published for comparison: onnxruntime gets 0.33 of four Cortex-A73's for
-ResNet50 (the gist named below), with what threads lose; XNNPACK gets 0.70 of one's for MobileNet v1
-(its README, Pixel 2)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What is known of a runtime's kernels."""
+
+    share: Mapping[Kind, Mapping[Arithmetic, float]]
+    """Of the core's peak that products get."""
+    unblocked: float
+    """What of the share of depthwise filters is left on a core without a layout in blocks."""
+    spread: float
+    """All of a model may take so many times longer or shorter, whatever it is made of."""
+
+
+ONNXRUNTIME: Final = Kernels(
+    share={
+        Kind.DENSE: {_F32: 0.60, _F16: 0.50, _I8: 0.40},
+        Kind.DEPTHWISE: {_F32: 0.15, _F16: 0.10, _I8: 0.08},
+        Kind.VECTOR: {_F32: 0.30, _F16: 0.25, _I8: 0.20},
+        Kind.RECURRENT: {_F32: 0.20, _F16: 0.15, _I8: 0.12},
+        Kind.UNPACKING: {_F32: 0.20, _F16: 0.15, _I8: 0.15},
+    },
+    unblocked=0.4,
+    spread=1.0,
+)
+"""Published for comparison: 0.33 of four Cortex-A73's peak for ResNet50. Depthwise filters:
+MobileNet v1 takes 75 ms on a board that takes 351 ms for ResNet50, which has seven times as much to
+do and no such filters (both gist.github.com/zihaomu/1cf236339099708a0c75aeef5620433e)."""
+
+LITERT: Final = Kernels(
+    share={
+        Kind.DENSE: {_F32: 0.70, _F16: 0.60, _I8: 0.55},
+        Kind.DEPTHWISE: {_F32: 0.25, _F16: 0.20, _I8: 0.20},
+        Kind.VECTOR: {_F32: 0.30, _F16: 0.25, _I8: 0.20},
+        Kind.RECURRENT: {_F32: 0.15, _F16: 0.10, _I8: 0.10},
+        Kind.UNPACKING: {_F32: 0.20, _F16: 0.15, _I8: 0.15},
+    },
+    unblocked=1.0,
+    spread=1.5,
+)
+"""With XNNPACK, which keeps channels last. Of one core of a Pixel 2 (Cortex-A73, 2.35 GHz) it gets
+0.70 of the peak for MobileNet v1 (86 ms) and 0.60 for v2 (53 ms), in float32 (its README); of 8
+bits nothing is published by core but that they are 1.3 times as fast as LiteRT's own kernels on ARM
+and 5 times on x86-64 (blog.tensorflow.org/2021/09/faster-quantized-inference-with-xnnpack.html).
+The spread is for what is not known: which operators it takes in a release, and the board. MobileNet
+v1 on a Raspberry Pi 4 is 75 ms in the README and 142 ms in github.com/google/XNNPACK/issues/814."""
 
 _CYCLES: Final[Mapping[Kind, float]] = {
     Kind.ELEMENTWISE: 0.6,
@@ -51,10 +87,6 @@ _LAYING_OUT_CYCLES: Final = 0.5
 _CALL_CYCLES: Final = 5000.0
 """What a runtime does around a kernel."""
 _CACHE_BYTES_A_CYCLE: Final = 8.0
-_UNBLOCKED: Final = 0.4
-"""What of the share of depthwise filters is left without a layout in blocks: MobileNet v1 takes 75
-ms on a board that takes 351 ms for ResNet50, which has seven times as much to do and no such
-filters (gist.github.com/zihaomu/1cf236339099708a0c75aeef5620433e)."""
 
 _SPREAD: Final[Mapping[Kind, float]] = {
     Kind.DENSE: 1.5,
@@ -76,16 +108,20 @@ _INT8_SPREAD: Final = 1.25
 """On top, in 8 bits: whether a kernel is made for the core's instructions differs by release."""
 
 
-def estimate(works: Iterable[Work], core: Core, *, threads: int) -> Estimate:
+def estimate(
+    works: Iterable[Work], core: Core, *, threads: int, kernels: Kernels = ONNXRUNTIME
+) -> Estimate:
     """How long one inference may take. The bar is meant to hold for nine of ten models."""
     listed = list(works)
     weights = sum(work.weight_bytes for work in listed)
     spent: dict[tuple[Kind, bool], float] = {}
     for work in listed:
         key = (work.kind, work.arithmetic is Arithmetic.INT8 and work.macs > 0)
-        spent[key] = spent.get(key, 0.0) + _seconds(work, core, threads, model_bytes=weights)
+        spent[key] = spent.get(key, 0.0) + _seconds(
+            work, core, threads, kernels, model_bytes=weights
+        )
     total = sum(spent.values()) or 1e-9
-    logs = [math.log(core.spread)]
+    logs = [math.log(core.spread), math.log(kernels.spread)]
     for (kind, is_int8), seconds in spent.items():
         spread = _SPREAD[kind] * (_INT8_SPREAD if is_int8 else 1.0)
         logs.append(seconds / total * math.log(spread))
@@ -93,7 +129,7 @@ def estimate(works: Iterable[Work], core: Core, *, threads: int) -> Estimate:
     return Estimate(ms=total * 1e3, low=total / factor * 1e3, high=total * factor * 1e3)
 
 
-def _seconds(work: Work, core: Core, threads: int, *, model_bytes: int) -> float:
+def _seconds(work: Work, core: Core, threads: int, kernels: Kernels, *, model_bytes: int) -> float:
     call = _CALL_CYCLES / (core.clock_hz * core.steps)
     cycles = work.elements * _CYCLES.get(work.kind, _LAYING_OUT_CYCLES)
     if work.macs:
@@ -103,9 +139,9 @@ def _seconds(work: Work, core: Core, threads: int, *, model_bytes: int) -> float
             Arithmetic.INT8: core.int8_macs,
         }[work.arithmetic]
         speedup = 1 + core.next_thread * (threads - 1)
-        share = _SHARE[work.kind][work.arithmetic]
+        share = kernels.share[work.kind][work.arithmetic]
         if work.kind is Kind.DEPTHWISE and not core.has_blocks:
-            share *= _UNBLOCKED
+            share *= kernels.unblocked
         arithmetic = work.macs / (peak * share * core.clock_hz * speedup)
         arithmetic += cycles / (core.steps * core.clock_hz * speedup)
     else:

@@ -1,7 +1,8 @@
 """A Hugging Face directory on disk: config.json and weights in safetensors.
 
 Invariant: nothing is fetched, no code of the directory is run, and no pickle is opened. What is
-exported is the model that config.json names; tokenizers and pooling beside it are not part of it.
+exported is the model that config.json names; tokenizers, preprocessors and pooling beside it are
+not part of it.
 Source: transformers documentation, "Exporting to production" and `PreTrainedModel.from_pretrained`.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from edgekit_converters.sources.pickles import Pickled
 __all__ = ["DOORS"]
 
 _CONFIG: Final = "config.json"
+_PREPROCESSOR: Final = "preprocessor_config.json"
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _MAX_JSON_BYTES: Final = 16 * limits.MIB
@@ -31,6 +33,12 @@ _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_D
 _SHOWN: Final = 3
 _IMAGE_SIDE: Final = 224
 _TOKENS: Final = 16
+_SAMPLES: Final = 16_000
+_FRAMES: Final = 100
+_OPEN: Final = frozenset({"samples", "frames"})
+"""Axes whose least length PyTorch finds out: convolutions take no less than they reach over."""
+_ENCODERS_ALONE: Final = ("ForAudioClassification",)
+"""Heads of a model with a decoder that use the encoder only, by the end of their classes' names."""
 
 
 def _reads(path: Path) -> bool:
@@ -134,18 +142,19 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
             f"{path.name} has quantized weights: give the directory of the float model, edgekit "
             "quantizes it."
         )
-    if config.get("is_encoder_decoder"):
-        raise Refused(
-            f"{path.name} is an encoder with a decoder, which is run word by word: name a "
-            "package.module:callable for each of the two parts."
-        )
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise Refused(
             f"{path.name}/{_CONFIG} names no architecture: add "
             '"architectures": ["CLASS"], a class of transformers.'
         )
-    return str(named[0])
+    architecture = str(named[0])
+    if config.get("is_encoder_decoder") and not architecture.endswith(_ENCODERS_ALONE):
+        raise Refused(
+            f"{path.name} is an encoder with a decoder, which is run word by word: name a "
+            "package.module:callable for each of the two parts."
+        )
+    return architecture
 
 
 class _Module(pytorch.Module):
@@ -174,10 +183,7 @@ def _module(model: Any, path: Path, architecture: str) -> _Module:
             given = self.model(**words, return_dict=True)
             return {name: part for name, part in given.items() if isinstance(part, torch.Tensor)}
 
-    dims = {
-        axis: torch.export.Dim(name, **_RANGES.get(name, lambda _: {})(model.config))
-        for axis, name in axes.items()
-    }
+    dims = {axis: _dim(name, model.config) for axis, name in axes.items()}
     made = _Module(
         Tensors(),
         path.name,
@@ -191,28 +197,34 @@ def _module(model: Any, path: Path, architecture: str) -> _Module:
     return made
 
 
+def _dim(name: str, config: Any) -> Any:
+    """An open axis, as `torch.export` takes them."""
+    import torch
+
+    if name in _OPEN:
+        return torch.export.Dim.DYNAMIC
+    most = int(getattr(config, "max_position_embeddings", 0) or 0) if name == "sequence" else 0
+    return torch.export.Dim(name, max=most) if most > _TOKENS else torch.export.Dim(name)
+
+
 def _remarks(model: Any, path: Path) -> list[str]:
     said = []
+    taken = inspect.signature(model.forward).parameters
     if (path / "modules.json").is_file():
         said.append(
             "What sentence-transformers does after the model (pooling, scaling) is not part of it: "
             "the bundle gives what the model itself gives."
         )
-    if "token_type_ids" in inspect.signature(model.forward).parameters:
+    if (path / _PREPROCESSOR).is_file():
+        said.append(
+            f"What {_PREPROCESSOR} says (such as resizing, scaling, spectrograms) is done before "
+            "the model and is not part of it: the bundle takes what the model itself takes."
+        )
+    if "token_type_ids" in taken:
         said.append("token_type_ids are no input: they are 0 throughout.")
+    if model.main_input_name != "input_ids" and "attention_mask" in taken:
+        said.append("attention_mask is no input: all that is given counts, padding too.")
     return said
-
-
-def _longest(config: Any) -> dict[str, int]:
-    most = int(getattr(config, "max_position_embeddings", 0) or 0)
-    return {"max": most} if most > _TOKENS else {}
-
-
-_RANGES: Final[dict[str, Callable[[Any], dict[str, int]]]] = {
-    "sequence": _longest,
-    "samples": lambda _: {"min": 400},
-}
-"""Lengths of open axes."""
 
 
 def _inputs(
@@ -228,18 +240,51 @@ def _inputs(
         names = [name for name in ("input_ids", "attention_mask") if name in taken]
         tokens = [torch.ones(2, _TOKENS, dtype=torch.int64) for _ in names]
         return names, tokens, {0: "batch", 1: "sequence"}
-    if main == "pixel_values":
-        side = getattr(config, "image_size", None) or _IMAGE_SIDE
-        height, width = (side, side) if isinstance(side, int) else tuple(side)
-        channels = int(getattr(config, "num_channels", 3) or 3)
-        return [main], [torch.zeros(2, channels, height, width)], {0: "batch"}
-    if main == "input_values":
-        return [main], [torch.zeros(2, 16_000)], {0: "batch", 1: "samples"}
-    raise NotConvertible(
-        path.name,
-        f"a {architecture} takes {main}, which edgekit knows no example of",
-        "name a package.module:callable that returns the model and its example inputs",
-    )
+    found = _pixels(config, path) if main == "pixel_values" else _sound(config, main)
+    if found is None:
+        raise NotConvertible(
+            path.name,
+            f"a {architecture} takes {main}, which edgekit knows no example of",
+            "name a package.module:callable that returns the model and its example inputs",
+        )
+    shape, axes = found
+    return [main], [torch.zeros(2, *shape)], {0: "batch", **axes}
+
+
+def _sound(config: Any, main: str) -> tuple[tuple[int, ...], dict[int, str]] | None:
+    """Shape without the batch, and open axes; None where it is not known.
+
+    Spectrograms have the length that the model has positions for.
+    """
+    bins = getattr(config, "num_mel_bins", None)
+    if main == "input_values":  # a spectrogram of AST, or samples
+        return ((config.max_length, bins), {}) if bins else ((_SAMPLES,), {1: "samples"})
+    if main == "input_features" and bins and hasattr(config, "max_source_positions"):
+        return (bins, 2 * config.max_source_positions), {}  # Whisper's: its encoder halves it
+    if main == "input_features" and hasattr(config, "feature_projection_input_dim"):
+        return (_FRAMES, config.feature_projection_input_dim), {1: "frames"}
+    return None
+
+
+def _pixels(config: Any, path: Path) -> tuple[tuple[int, ...], dict[int, str]]:
+    """As `_sound`."""
+    side = getattr(config, "image_size", None) or _prepared_side(path)
+    height, width = (side, side) if isinstance(side, int) else tuple(side)
+    return (int(getattr(config, "num_channels", 3) or 3), height, width), {}
+
+
+def _prepared_side(path: Path) -> int | tuple[int, int]:
+    """Height and width that the preprocessor makes of a picture. Errors: `Refused`."""
+    told = _object(path / _PREPROCESSOR) if (path / _PREPROCESSOR).is_file() else {}
+    crops = told.get("do_center_crop", "crop_size" in told)
+    size = told.get("crop_size" if crops else "size") or {}
+    if isinstance(size, int):
+        return size
+    try:
+        return int(size["height"]), int(size["width"])
+    except (KeyError, TypeError, ValueError):
+        shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+        return shortest if isinstance(shortest, int) else _IMAGE_SIDE
 
 
 def _no_object(value: Any, name: str) -> pytorch.Module:

@@ -6,6 +6,8 @@ Source: skops documentation, "Secure persistence"; skl2onnx, "Supported scikit-l
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from onnx import ModelProto
 
 from edgekit_contract.errors import Refused
-from edgekit_converters.sources import peek
+from edgekit_converters.sources import columns, peek
 from edgekit_converters.sources.doors.door import Door, NotConvertible, no_files
 
 __all__ = ["DOORS", "FEATURES", "open_batch", "told_apart_by"]
@@ -25,11 +27,16 @@ FEATURES: Final = "features"
 _OPSET: Final = {"": 17, "ai.onnx.ml": 3}
 _SHOWN: Final = 5
 _UNREADABLE: Final = (KeyError, ValueError, TypeError, AttributeError, OSError)
-_UNWRITABLE: Final = (RuntimeError, NotImplementedError, ValueError, TypeError, LookupError)
+_UNWRITABLE: Final = (
+    RuntimeError, NotImplementedError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError,
+)  # fmt: skip
+_DETAIL_CHARS: Final = 120
 _RUNS: Final = {
     "label": ("predict",),
     "probabilities": ("predict_proba", "decision_function"),
     "variable": ("predict", "transform"),
+    "transformed_column": ("transform",),
     "scores": ("decision_function", "transform"),
 }
 """By an output's name in the ONNX file, the methods whose result it is, the first that there is."""
@@ -74,7 +81,10 @@ def _open_file(path: Path) -> _Estimator:
 
 def _open_object(value: Any, name: str) -> _Estimator:
     made = _Estimator(value[0] if isinstance(value, tuple) else value, name)
-    made.example = {FEATURES: told_apart_by(made.columns)}
+    rows = {FEATURES: told_apart_by(made.columns)}
+    with contextlib.suppress(ValueError):  # an encoder of other classes takes no such rows
+        made.run(rows)
+        made.example = rows
     return made
 
 
@@ -100,13 +110,16 @@ class _Estimator:
                 f"{title} is a {type(model).__qualname__} that is not fitted: call its fit first."
             ) from error
         self._model, self._title = model, title
-        columns = getattr(model, "n_features_in_", None)
-        if not isinstance(columns, int | np.integer) or columns < 1:
+        columns.check_numbers(model, title)
+        self._names = columns.names_of(model)
+        self._numbered, self._chooses = columns.by_number(model)
+        count = getattr(model, "n_features_in_", None)
+        if not isinstance(count, int | np.integer) or count < 1:
             raise Refused(
                 f"{title} does not say how many columns it takes (n_features_in_): "
                 "fit it on an array of numbers."
             )
-        self.columns = int(columns)
+        self.columns = int(count)
         self.example: Mapping[str, np.ndarray] | None = None
 
     def export(self, out: Path) -> Sequence[str]:
@@ -118,11 +131,13 @@ class _Estimator:
         )
         from sklearn.base import is_classifier
 
-        model = self._model
+        model = self._numbered
+        # of a branch with all columns, skl2onnx does not see that their order is another
+        width = self.columns + columns.reorders_all(model, self.columns)
         try:
             made = convert_sklearn(
                 model,
-                initial_types=[(FEATURES, FloatTensorType([None, self.columns]))],
+                initial_types=[(FEATURES, FloatTensorType([None, width]))],
                 options={id(model): {"zipmap": False}} if is_classifier(model) else None,
                 target_opset=_OPSET,
             )
@@ -136,28 +151,38 @@ class _Estimator:
         except _UNWRITABLE as error:
             raise NotConvertible(
                 self._title,
-                f"skl2onnx, at a {type(model).__qualname__}: {error}",
-                "fit it on one array of numbers, choosing columns by number, or export it to ONNX "
-                "yourself",
+                f"skl2onnx, at a {_reached(model, error)}: {str(error)[:_DETAIL_CHARS]}",
+                "fit it with another estimator in its place, or export it to ONNX yourself",
             ) from error
         open_batch(made)
+        made.graph.input[0].type.tensor_type.shape.dim[1].dim_value = self.columns
         out.write_bytes(made.SerializeToString())
-        return ()
+        return [columns.sentence(self._names)] if self._names else []
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         table = feeds[FEATURES]
+        if self._chooses:
+            table = columns.table(table, self._names)
         outputs = {}
         for name, methods in _RUNS.items():
             for method in methods:
                 if hasattr(self._model, method):
                     with warnings.catch_warnings():
                         warnings.simplefilter("ignore")  # columns had names when it was fitted
-                        found = getattr(self._model, method)(table)
-                    if isinstance(found, np.ndarray):
+                        found = _dense(getattr(self._model, method)(table))
+                    if isinstance(found, np.ndarray) and found.dtype.kind in "biuf":
                         is_double = found.dtype == np.float64
                         outputs[name] = found.astype(np.float32) if is_double else found
                     break
         return outputs
+
+
+def _dense(found: Any) -> Any:
+    """An array of a DataFrame and of a sparse matrix, too."""
+    for method in ("to_numpy", "toarray"):
+        if hasattr(found, method):
+            return getattr(found, method)()
+    return found
 
 
 def open_batch(model: ModelProto) -> None:
@@ -172,6 +197,17 @@ def _culprit(model: Any, said: str) -> str:
     """The class that a converter is missing for, as scikit-learn's users know it."""
     parts = said.partition("<class '")[2].partition("'")[0]
     return parts.rpartition(".")[2] or type(model).__qualname__
+
+
+def _reached(model: Any, error: Exception) -> str:
+    """The class of the estimator that the converter was at."""
+    found = model
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name in ("operator", "op", "model"):
+            at = frame.f_locals.get(name)
+            at = getattr(at, "raw_operator", at)
+            found = at if hasattr(at, "get_params") else found
+    return type(found).__qualname__
 
 
 DOORS: Final = (

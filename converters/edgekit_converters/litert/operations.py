@@ -1,0 +1,106 @@
+"""Which operators a LiteRT model runs, and on tensors of which shapes. Runs in a child process.
+
+Invariant: what is listed runs on each inference: what the interpreter computes once, such as
+weights of float16 that it widens, is left out, and what comes of it counts as constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgekit_contract.errors import Refused
+from edgekit_converters.litert.file import integers, is_constant, opened
+from edgekit_converters.tensorfile import read_tensors
+
+__all__ = ["Operand", "Operation", "read"]
+
+_ONCE: Final = frozenset({"DEQUANTIZE", "DENSIFY"})
+"""Of constants, these are done while the model loads (tensorflow/lite/kernels/dequantize.cc)."""
+_NESTED: Final = frozenset({"IF", "WHILE", "CALL", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE"})
+
+
+class Operand(msgspec.Struct, frozen=True, kw_only=True):
+    dtype: str
+    """As the schema names it, in small letters: `float32`, `int4`."""
+    shape: tuple[int, ...]
+    is_constant: bool = False
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    operator: str
+    """As LiteRT names it."""
+    inputs: tuple[Operand | None, ...]
+    """None: left out."""
+    outputs: tuple[Operand, ...]
+
+
+def read(path: str, feeds: str) -> Any:
+    """`Operation`s of the main graph for the tensors of the file `feeds`, in order, as JSON.
+
+    Errors: `Refused` for a model with branches or loops, whose rounds nobody counts here, and for
+    one that does not run on these tensors.
+    """
+    model, codes, kinds = opened(path)
+    graph = model.subgraphs[0]
+    shapes = _shapes(path, read_tensors(Path(feeds)))
+    constants = {
+        index
+        for index, tensor in enumerate(graph.tensors)
+        if is_constant(model.buffers[tensor.buffer])
+    }
+
+    def operand(index: int) -> Operand:
+        tensor = graph.tensors[index]
+        return Operand(
+            dtype=kinds[tensor.type].lower(),
+            shape=shapes.get(index, tuple(integers(tensor.shape))),
+            is_constant=index in constants,
+        )
+
+    found = []
+    for node in graph.operators or ():
+        name, inputs = codes[node.opcodeIndex], integers(node.inputs)
+        if name in _NESTED:
+            raise Refused(f"it has branches or loops ({name}), whose rounds are not counted")
+        if name in _ONCE and constants.issuperset(inputs):
+            constants.update(integers(node.outputs))
+            continue
+        found.append(
+            Operation(
+                operator=name,
+                inputs=tuple(operand(index) if index >= 0 else None for index in inputs),
+                outputs=tuple(map(operand, integers(node.outputs))),
+            )
+        )
+    return msgspec.to_builtins(found)
+
+
+def _shapes(path: str, feeds: Mapping[str, np.ndarray]) -> Mapping[int, tuple[int, ...]]:
+    """Of all tensors, after a run. Errors: `Refused`."""
+    from ai_edge_litert import interpreter as litert
+
+    runner = litert.Interpreter(
+        model_path=path,
+        # a delegate keeps shapes of what is between its inputs and outputs to itself
+        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    details: Sequence[Mapping[str, Any]] = runner.get_input_details()
+    try:
+        for detail in details:
+            if tuple(detail["shape"]) != feeds[detail["name"]].shape:
+                runner.resize_tensor_input(detail["index"], feeds[detail["name"]].shape)
+        runner.allocate_tensors()
+        for detail in details:
+            runner.set_tensor(detail["index"], feeds[detail["name"]])
+        runner.invoke()
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise Refused(f"it does not run without a delegate: {error}") from error
+    return {
+        int(detail["index"]): tuple(map(int, detail["shape"]))
+        for detail in runner.get_tensor_details()
+    }
