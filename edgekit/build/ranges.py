@@ -1,6 +1,7 @@
 """Calibration: one pass over the data, a range for every tensor and estimator.
 
-Invariant: the data are streamed; what is kept of them are statistics and a digest.
+Invariant: the data are streamed; what is kept of them are statistics and a digest. The model runs
+in a child process: one that crashes there costs the ranges, not the build.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
 from edgekit.build.shelf import KeptRanges
+from edgekit_converters import external, isolation
+from edgekit_converters.calibration.apart import observe_apart
 from edgekit_converters.calibration.estimators import OF_EXTREMES, Estimator, Range, estimate
-from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
 from edgekit_converters.quantization.selection import select_static
 
@@ -30,7 +32,9 @@ __all__ = ["Calibration", "Feed", "calibrate"]
 
 
 _LEAST: Final = 16
-"""Samples that are observed whatever the time they take."""
+"""Samples that are observed whatever the time they take,"""
+_SAMPLE_S: Final = 120.0
+"""and what one may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class Calibration:
     """What tells each sample's feeds from others, see `Sample.digest`."""
     is_cut: bool = False
     """Whether there were more samples than there was time for."""
+    failure: str | None = None
+    """Why there are no ranges, though recipes asked."""
 
     @property
     def widest(self) -> Mapping[str, Range]:
@@ -55,6 +61,7 @@ class Calibration:
 def calibrate(
     material: Material,
     estimators: tuple[Estimator, ...],
+    workshop: isolation.Workshop,
     *,
     scratch: Path,
     progress: Progress,
@@ -66,7 +73,7 @@ def calibrate(
     `most_s` by the clock, over some from all parts of them.
 
     `model` is the normalized one where none is given. What is on the shelf is not estimated again.
-    Errors: `DataRejected`.
+    Where the child fails, that is the `failure` of the result. Errors: `DataRejected`.
     """
     data = material.calibration_source
     if not estimators or data is None:
@@ -75,15 +82,19 @@ def calibrate(
     shelf, role = material.shelf, material.calibration_role
     found, is_cut = shelf.ranges(model, estimators, role=role), False
     if len(found) < len(estimators):
-        found, is_cut = _observed(
-            material,
-            data,
-            estimators,
-            model=model,
-            scratch=scratch,
-            progress=progress,
-            feed=Feed(material, most_s, clock),
-        )
+        try:
+            found, is_cut = _observed(
+                material,
+                data,
+                estimators,
+                workshop,
+                model=model,
+                scratch=scratch,
+                progress=progress,
+                feed=Feed(material, most_s, clock),
+            )
+        except (isolation.StepFailed, isolation.StepRefused) as error:
+            return Calibration(failure=str(error).rstrip("."))
         if not is_cut:  # another build may have more time
             shelf.keep_ranges(model, found, role=role)
     first = found[estimators[0]]
@@ -100,6 +111,7 @@ def _observed(
     material: Material,
     data: Data,
     estimators: tuple[Estimator, ...],
+    workshop: isolation.Workshop,
     *,
     model: Path,
     scratch: Path,
@@ -110,10 +122,12 @@ def _observed(
     tensors = select_static(onnx.load_model(model), wide=True).observed
     with progress.stage("calibrating", material.calibration_count) as advance:
         try:
-            statistics = observe(
+            statistics = observe_apart(
+                workshop,
                 model,
                 tensors,
                 feed,
+                bounds=isolation.limits_for(external.size_bytes(model), timeout_s=_SAMPLE_S),
                 threads=len(os.sched_getaffinity(0)),
                 scratch=scratch,
                 counts=not OF_EXTREMES.issuperset(estimators),

@@ -76,7 +76,7 @@ def test_simplification_that_crashes_gives_way_to_the_next(
 
 
 def test_steps_together_end_with_their_budget(tmp_path: Path, workshop: Workshop) -> None:
-    """The clock goes 15 s on with each step that is run: the second has 5 s left, the third none."""
+    """The clock goes 15 s on with each step: the second has 5 s left, the third none."""
     model, trials = tried(tmp_path, "regression")
     now, given = 0.0, []
 

@@ -103,9 +103,7 @@ def normalize(
         remarks.append(
             f"Normalization ended after {bounds.timeout_s:.0f} s, without {', '.join(late)}."
         )
-    return Normalized(
-        path=current, steps=tuple(held), remarks=tuple(remarks), is_cut=bool(late)
-    )
+    return Normalized(path=current, steps=tuple(held), remarks=tuple(remarks), is_cut=bool(late))
 
 
 def rewrite(step: str, source: str, out: str, trials: Sequence[Any]) -> None:
