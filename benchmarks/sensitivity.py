@@ -47,7 +47,9 @@ def measured(name: str, model: Path, calibration: Path, count: int) -> dict[str,
         material = gather(
             source, open_data(str(calibration)), None, normalizes=True, scratch=scratch
         )
-        found = calibrate(material, (Estimator.MINMAX,), scratch=scratch, progress=Silent())
+        found = calibrate(
+            material, (Estimator.MINMAX,), workshop, scratch=scratch, progress=Silent()
+        )
         ranges, samples = found.widest, [s.feeds for s in islice(material.samples(), count)]
         normalized = material.normalized.path
         selection = select_static(onnx.load_model(normalized))
