@@ -27,7 +27,12 @@ from edgekit_converters.isolation.letters import REQUEST, STDERR, Request
 
 __all__ = ["Run", "Workshop", "run"]
 
-_WARM: Final = ("onnxruntime", "edgekit_converters.normalization", "edgekit_converters.recipes")
+_WARM: Final = (
+    "onnxruntime",
+    "edgekit_converters.normalization",
+    "edgekit_converters.recipes",
+    "edgekit_converters.calibration.apart",
+)
 """What a workshop imports before the first call; what cannot be imported is left to the calls."""
 _FORKS: Final = "edgekit_converters.isolation.forks"
 _GOODBYE_S: Final = 5.0
@@ -82,12 +87,14 @@ class Workshop:
     def converse(
         self, step: str, target: str, arguments: Mapping[str, Any], bounds: Limits
     ) -> Iterator[Conversation]:
-        """Call a function that is given a `connection`, too, and talk with it inside the block; it
-        ends with the block. Its time counts only while it is listened to."""
+        """Call a function that is given a `connection`, too, and talk with it inside the block,
+        until it has nothing more to do. It does not outlive the block, and its time counts only
+        while it is listened to. Errors: as `run`."""
         ours, theirs = Pipe()
         with ours, theirs, self._call(step, target, arguments, bounds, theirs) as call:
             theirs.close()
             yield Conversation(ours, call)
+            call.result()
 
     @contextlib.contextmanager
     def _call(
