@@ -28,6 +28,7 @@ from edgekit.build.material import Material, gather
 from edgekit.build.progress import Silent
 from edgekit.build.ranges import calibrate
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import isolation
 from edgekit_converters.calibration.estimators import Estimator, Range
 from edgekit_converters.quantization.qdq import Activations, Granularity, quantize_static
 from edgekit_converters.quantization.selection import select_static
@@ -47,7 +48,10 @@ def measured(name: str, model: Path, calibration: Path, count: int) -> dict[str,
         material = gather(
             source, open_data(str(calibration)), None, normalizes=True, scratch=scratch
         )
-        found = calibrate(material, (Estimator.MINMAX,), scratch=scratch, progress=Silent())
+        with isolation.Workshop() as workshop:
+            found = calibrate(
+                material, (Estimator.MINMAX,), workshop, scratch=scratch, progress=Silent()
+            )
         ranges, samples = found.widest, [s.feeds for s in islice(material.samples(), count)]
         normalized = material.normalized.path
         selection = select_static(onnx.load_model(normalized))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from edgekit_runtime.session import (
     InputRejected,
     ModelUnloadable,
     Session,
+    Tensors,
     open_session,
 )
 
@@ -120,6 +121,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """At least one, and the first is the first sample's."""
     repeats: bool
     """Whether the same input gave the same outputs again."""
+    run_s: float
+    """Seconds of all runs together, once on each trial."""
 
 
 def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
@@ -131,19 +134,22 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
     `InputRejected`.
     """
     session = open_session(RuntimeKind(kind), Path(path))
-    tensors = [read_tensors(Path(file)) for file in feeds] or _made_up(session)
+    tensors = (read_tensors(Path(file)) for file in feeds) if feeds else _made_up(session)
+    first = next(tensors)
     try:
-        reference = session.run(tensors[0])
+        reference = session.run(first)
     except InferenceFailed as error:
         raise Refused(f"inference failed: {_plain(error.detail)}.") from error
-    repeats = same_outputs(session.run(tensors[0]), reference) is None
-    results = [(tensors[0], reference)]
+    results: list[tuple[Tensors, Tensors]] = [(first, reference)]
+    began = time.monotonic()
+    repeats = same_outputs(session.run(first), reference) is None
+    run_s = time.monotonic() - began
     ends = time.monotonic() + _MORE_TRIALS_S
-    for more in (*tensors[1:], *_pairs(session.inputs, tensors)):
-        if time.monotonic() > ends:
-            break
-        with contextlib.suppress(InputRejected, InferenceFailed):
-            results.append((more, session.run(more)))
+    while time.monotonic() < ends and (more := next(tensors, None)) is not None:
+        run_s += _run_too(session, more, results)
+    for pair in _pairs(session.inputs, [given for given, _ in results]):
+        if time.monotonic() < ends:
+            run_s += _run_too(session, pair, results)
     trials = []
     for index, (given, got) in enumerate(results):
         names = (str(Path(directory, f"{part}{index}.npz")) for part in ("feeds", "reference"))
@@ -151,11 +157,20 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
         write_tensors(Path(trial.feeds), given)
         write_tensors(Path(trial.reference), got)
         trials.append(trial)
-    return msgspec.to_builtins(Tried(trials=tuple(trials), repeats=repeats))
+    return msgspec.to_builtins(Tried(trials=tuple(trials), repeats=repeats, run_s=run_s))
 
 
-def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
-    """Generated feeds: of the first length that runs, and a few of other seeds and lengths."""
+def _run_too(session: Session, feeds: Tensors, results: list[tuple[Tensors, Tensors]]) -> float:
+    """Enter one more result, if there is one; how many seconds it took."""
+    began = time.monotonic()
+    with contextlib.suppress(InputRejected, InferenceFailed):
+        results.append((feeds, session.run(feeds)))
+    return time.monotonic() - began
+
+
+def _made_up(session: Session) -> Iterator[Tensors]:
+    """Generated feeds: of the first length that runs, and a few of other seeds and lengths, each
+    made when it is asked for."""
     failure: Exception | None = None
     for length in _AXIS_LENGTHS:
         feeds = generated(session.inputs, seed=0, axis_length=length)
@@ -164,9 +179,10 @@ def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
         except Refused as error:  # the next length may fit
             failure = error
             continue
-        others = ((1, length), (2, length), (3, length + 1), (4, 2 * length + 1))
-        more = [generated(session.inputs, seed=s, axis_length=n) for s, n in others]
-        return [feeds, *more]
+        yield feeds
+        for seed, other in ((1, length), (2, length), (3, length + 1), (4, 2 * length + 1)):
+            yield generated(session.inputs, seed=seed, axis_length=other)
+        return
     assert failure is not None
     if isinstance(failure, InferenceFailed):
         raise Refused(f"inference failed: {_plain(failure.detail)}.") from failure
@@ -174,7 +190,7 @@ def _made_up(session: Session) -> list[dict[str, np.ndarray]]:
 
 
 def _pairs(
-    specs: tuple[TensorSpec, ...], tensors: Sequence[dict[str, np.ndarray]]
+    specs: tuple[TensorSpec, ...], tensors: Sequence[Tensors]
 ) -> list[dict[str, np.ndarray]]:
     """The first two samples as one batch, where the first axis of all inputs is open."""
     if not specs or not all(spec.shape and isinstance(spec.shape[0], str) for spec in specs):

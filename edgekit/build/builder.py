@@ -114,6 +114,7 @@ def make(
                 scratch=scratch,
                 run=workshop.run,
                 shelf=shelf,
+                clock=turns.now,
             )
         installing = turns.now()
         missing = missing_tools(source.kind, request, watch, turns)

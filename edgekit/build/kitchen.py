@@ -1,7 +1,12 @@
 """The kitchen: makes variants, each in a child process that also loads and runs what it made.
 
 Invariant: a variant is usable only after it has loaded and run where it was made; whatever goes
-wrong with one is its reason for losing, never the build's. Nothing is made twice.
+wrong with one there is its reason for losing, never the build's. Nothing is made twice.
+
+What is caught: a variant that brings the runtime down when it is loaded, or run on the first
+sample, and a model that does so when it is rewritten, ranked or calibrated. What is not: screen and
+bench run variants in the build's own process, with the profile's options and on all samples; one
+that crashes only there ends the build.
 """
 
 from __future__ import annotations
@@ -129,11 +134,15 @@ class Kitchen:
         self.calibration = calibrate(
             material,
             estimators,
+            workshop,
             scratch=scratch,
             progress=progress,
             most_s=calibration_s,
             clock=clock,
         )
+        self.remarks: list[str] = []
+        """What of the search was left out, a sentence each."""
+        self._tell_failure(self.calibration, "")
         self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
         self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
         self._moments: dict[Base, Path] = {}
@@ -146,8 +155,6 @@ class Kitchen:
         self._noise: dict[RuntimeKind, tuple[NodeNoise, ...]] = {}
         self._layers: dict[RuntimeKind, tuple[str, ...]] = {}
         self._converting, self._sampling = threading.Lock(), threading.Lock()
-        self.remarks: list[str] = []
-        """What of the search was left out, a sentence each."""
 
     @property
     def normalized(self) -> Path:
@@ -179,13 +186,21 @@ class Kitchen:
                 self._calibrations[base] = calibrate(
                     self.material,
                     self._estimators,
+                    self._workshop,
                     scratch=self._scratch,
                     progress=self._progress,
                     model=path,
                     most_s=self._calibration_s,
                     clock=self._clock,
                 )
+                self._tell_failure(self._calibrations[base], f" of the {base.value} model")
             return self._calibrations[base]
+
+    def _tell_failure(self, calibration: Calibration, whose: str) -> None:
+        if calibration.failure is not None:
+            self.remarks.append(
+                f"Recipes that need ranges{whose} were left out: {calibration.failure}."
+            )
 
     def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
         """A few of the samples that variants are made with."""
@@ -210,7 +225,8 @@ class Kitchen:
 
     def _rank_nodes(self) -> tuple[NodeNoise, ...]:
         """Errors: `Refused`."""
-        if self.material.source.kind is not RuntimeKind.ONNXRUNTIME:
+        is_onnx = self.material.source.kind is RuntimeKind.ONNXRUNTIME
+        if not is_onnx or self.calibration.failure is not None:
             return ()
         arguments = {
             "model": str(self.normalized),
@@ -381,9 +397,12 @@ class Kitchen:
         """Errors: `Refused`."""
         if estimator is None:
             return {}
+        calibration = self._calibration_of(base, model)
+        if calibration.failure is not None:
+            raise Refused("there are no ranges.")
         if estimator is Estimator.MEASURED:
             return self._measured_of(base, model)
-        return self._calibration_of(base, model).ranges.get(estimator, {})
+        return calibration.ranges.get(estimator, {})
 
     def _measured_of(self, base: Base, model: Path) -> Mapping[str, Range]:
         """Of each tensor's ranges the one that the outputs suffer least from, found when first

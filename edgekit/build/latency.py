@@ -23,6 +23,10 @@ __all__ = ["Clock", "measure_latencies", "ratio_of"]
 _ROUND_S: Final = 0.004
 """A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
 _MIN_ROUNDS: Final = 15
+"""Whatever the budget, unless they take longer than `_PATIENCE_S`:"""
+_LEAST_ROUNDS: Final = 5
+"""then so many, from which the interval of the ratio is that of all rounds."""
+_PATIENCE_S: Final = 8.0
 _MAX_ROUNDS: Final = 200
 _LOOK_EVERY: Final = 15
 _PRECISE: Final = 0.01
@@ -32,6 +36,8 @@ _HOPELESS: Final = 1.2
 _BASELINE: Final = ""
 """The baseline's name in a race; no recipe has it."""
 _WARM_UP_RUNS: Final = 3
+_WARM_UP_S: Final = 1.0
+"""After this long no further run warms up."""
 _RESAMPLES: Final = 1000
 
 Clock = Callable[[], float]
@@ -55,19 +61,20 @@ def measure_latencies(
     found: dict[str, Latency] = {}
     names = groups(variants)
     for group in names:
-        models = {_BASELINE: baseline, **{name: variants[name] for name in group}}
+        echoes = {name for name in group if variants[name] == baseline}  # they are not run twice
+        models = {_BASELINE: baseline} | {n: variants[n] for n in group if n not in echoes}
         racers = {name: _Racer(model, options, feeds, clock) for name, model in models.items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in group}
         running = list(group)
-        ends = clock() + budget_s / len(names)
-        rounds = 0
-        while running and (rounds < _MIN_ROUNDS or (clock() < ends and rounds < _MAX_ROUNDS)):
-            order = [_BASELINE, *running]
+        began, rounds = clock(), 0
+        while running and _goes_on(rounds, clock() - began, budget_s / len(names)):
+            order = [name for name in (_BASELINE, *running) if name not in echoes]
             turn = rounds % len(order)
             tensors = feeds[rounds % len(feeds)]
             spent = {name: racers[name].run(tensors) for name in (*order[turn:], *order[:turn])}
             for name in running:
-                times[name].append((spent[_BASELINE], spent[name]))
+                own = spent[_BASELINE] if name in echoes else spent[name]
+                times[name].append((spent[_BASELINE], own))
             rounds += 1
             if rounds % _LOOK_EVERY == 0:
                 found |= {name: ratio_of(times[name]) for name in running}
@@ -79,6 +86,15 @@ def measure_latencies(
     return found
 
 
+def _goes_on(rounds: int, spent_s: float, budget_s: float) -> bool:
+    """Whether there is another round."""
+    if rounds < _LEAST_ROUNDS:
+        return True
+    if rounds < _MIN_ROUNDS:
+        return spent_s < max(_PATIENCE_S, budget_s)
+    return rounds < _MAX_ROUNDS and spent_s < budget_s
+
+
 class _Racer:
     """A session and how often it runs in a turn."""
 
@@ -88,9 +104,11 @@ class _Racer:
         self.session = model.open_by(options)
         self._clock = clock
         self._repeats = 1
-        last = 0.0
+        last, began = 0.0, clock()
         for index in range(_WARM_UP_RUNS):
             last = self.run(feeds[index % len(feeds)])
+            if clock() - began > _WARM_UP_S:
+                break
         self._repeats = max(1, int(_ROUND_S / max(last, 1e-7)))
 
     def run(self, tensors: Tensors) -> float:

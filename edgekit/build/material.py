@@ -6,7 +6,8 @@ samples of the data or on made-up inputs; what gets here has done so, and gave n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,10 @@ from edgekit_converters.tensorfile import read_tensors, write_tensors
 __all__ = ["Material", "gather", "model_card", "read_litert"]
 
 _GENERATED: Final = 16
-"""Inputs to make up where there are no data."""
+"""Inputs to make up where there are no data,"""
+_LEAST_GENERATED: Final = 2
+_GENERATED_S: Final = 4.0
+"""or fewer, so that the model runs no longer on all of them."""
 _TRIALS: Final = 4
 """Samples that each step of normalization is proved on."""
 _COMPARED: Final = 256
@@ -58,6 +62,8 @@ class Material:
     axis_length: int
     labelled: bool
     """Whether the data tell the class of each row."""
+    run_s: float = 0.0
+    """About how long the model takes for one sample here."""
     remarks: tuple[str, ...] = ()
     """What opening the model and the first runs showed, a sentence each."""
     shelf: Shelf = NOTHING_KEPT
@@ -82,7 +88,8 @@ class Material:
     def count(self) -> int:
         """Samples that variants are run on, read through once where nothing else tells."""
         if self.data is None:
-            return _GENERATED
+            in_time = int(_GENERATED_S / max(self.run_s, 1e-9))
+            return min(_GENERATED, max(_LEAST_GENERATED, in_time))
         known = self.data.sample_count(self.source.signature.inputs)
         return sum(1 for _ in self._series()) if known is None else known
 
@@ -139,7 +146,7 @@ class Material:
         if self.data is not None:
             yield from self.data.samples(self.source.signature.inputs)
             return
-        for seed in range(_GENERATED):
+        for seed in range(self.count):
             feeds = generated(self.source.signature.inputs, seed=seed, axis_length=self.axis_length)
             yield Sample(feeds=feeds, labels=None, number=seed)
 
@@ -153,8 +160,9 @@ def gather(
     scratch: Path,
     run: isolation.Run = isolation.run,
     shelf: Shelf = NOTHING_KEPT,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Material:
-    """Try the model on the data, and normalize it if that is wanted.
+    """Try the model on the data, and normalize it if that is wanted, for a time by the clock.
 
     Errors: `Refused`, also where all that it gives is NaN; `DataRejected`.
     """
@@ -183,7 +191,14 @@ def gather(
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
         if normalizes and tried.repeats:
-            normalized = shelf.normalize(source.path, trials=tried.trials, scratch=scratch, run=run)
+            normalized = shelf.normalize(
+                source.path,
+                trials=tried.trials,
+                scratch=scratch,
+                run=run,
+                run_s=tried.run_s,
+                clock=clock,
+            )
         given_facts, normalized_facts = read_facts(source.path), read_facts(normalized.path)
     elif source.kind is RuntimeKind.LITERT:
         found = read_litert(source.path, run)
@@ -205,6 +220,7 @@ def gather(
         validation=validation,
         axis_length=_axis_length(source, read_tensors(Path(first.feeds))),
         labelled=labelled,
+        run_s=tried.run_s / len(tried.trials),
         shelf=shelf,
     )
 

@@ -1,6 +1,7 @@
 """Calibration: one pass over the data, a range for every tensor and estimator.
 
-Invariant: the data are streamed; what is kept of them are statistics and a digest.
+Invariant: the data are streamed; what is kept of them are statistics and a digest. The model runs
+in a child process: one that crashes there costs the ranges, not the build.
 """
 
 from __future__ import annotations
@@ -21,16 +22,23 @@ from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.samples import FEEDS_DIGEST, DataRejected, Digest
 from edgekit.build.shelf import KeptRanges
+from edgekit_converters import external, isolation
+from edgekit_converters.calibration.apart import observe_apart
 from edgekit_converters.calibration.estimators import OF_EXTREMES, Estimator, Range, estimate
-from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.watcher import SampleFailed
 from edgekit_converters.quantization.selection import select_static
 
 __all__ = ["Calibration", "Feed", "calibrate"]
 
 
+_SHARED: Final = 256
+"""Samples from which on children share them out: each has to open the model first."""
+_CHILDREN: Final = 4
+"""At most: each holds the model."""
 _LEAST: Final = 16
-"""Samples that are observed whatever the time they take."""
+"""Samples that are observed whatever the time they take,"""
+_SAMPLE_S: Final = 120.0
+"""and what one may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,8 @@ class Calibration:
     """What tells each sample's feeds from others, see `Sample.digest`."""
     is_cut: bool = False
     """Whether there were more samples than there was time for."""
+    failure: str | None = None
+    """Why there are no ranges, though recipes asked."""
 
     @property
     def widest(self) -> Mapping[str, Range]:
@@ -55,6 +65,7 @@ class Calibration:
 def calibrate(
     material: Material,
     estimators: tuple[Estimator, ...],
+    workshop: isolation.Workshop,
     *,
     scratch: Path,
     progress: Progress,
@@ -66,7 +77,7 @@ def calibrate(
     `most_s` by the clock, over some from all parts of them.
 
     `model` is the normalized one where none is given. What is on the shelf is not estimated again.
-    Errors: `DataRejected`.
+    Where the child fails, that is the `failure` of the result. Errors: `DataRejected`.
     """
     data = material.calibration_source
     if not estimators or data is None:
@@ -75,15 +86,19 @@ def calibrate(
     shelf, role = material.shelf, material.calibration_role
     found, is_cut = shelf.ranges(model, estimators, role=role), False
     if len(found) < len(estimators):
-        found, is_cut = _observed(
-            material,
-            data,
-            estimators,
-            model=model,
-            scratch=scratch,
-            progress=progress,
-            feed=Feed(material, most_s, clock),
-        )
+        try:
+            found, is_cut = _observed(
+                material,
+                data,
+                estimators,
+                workshop,
+                model=model,
+                scratch=scratch,
+                progress=progress,
+                feed=Feed(material, most_s, clock),
+            )
+        except (isolation.StepFailed, isolation.StepRefused) as error:
+            return Calibration(failure=str(error).rstrip("."))
         if not is_cut:  # another build may have more time
             shelf.keep_ranges(model, found, role=role)
     first = found[estimators[0]]
@@ -100,6 +115,7 @@ def _observed(
     material: Material,
     data: Data,
     estimators: tuple[Estimator, ...],
+    workshop: isolation.Workshop,
     *,
     model: Path,
     scratch: Path,
@@ -108,20 +124,26 @@ def _observed(
 ) -> tuple[dict[Estimator, KeptRanges], bool]:
     """What the estimators say after a pass over the samples, and whether time cut it short."""
     tensors = select_static(onnx.load_model(model), wide=True).observed
+    cores = len(os.sched_getaffinity(0))
+    is_long = (material.calibration_count or 0) >= _SHARED
+    children = min(cores, _CHILDREN) if is_long else 1
     with progress.stage("calibrating", material.calibration_count) as advance:
         try:
-            statistics = observe(
+            statistics = observe_apart(
+                workshop,
                 model,
                 tensors,
                 feed,
-                threads=len(os.sched_getaffinity(0)),
+                bounds=isolation.limits_for(external.size_bytes(model), timeout_s=_SAMPLE_S),
+                threads=max(1, cores // children),
+                children=children,
                 scratch=scratch,
                 counts=not OF_EXTREMES.issuperset(estimators),
                 advance=advance,
             )
         except SampleFailed as error:
             raise DataRejected(
-                f"the model fails on sample {feed.number} of {data.title} "
+                f"the model fails on sample {feed.numbers[error.index]} of {data.title} "
                 f"({str(error).rstrip('.')}): check that sample."
             ) from error
     if not feed.samples:
@@ -161,8 +183,8 @@ class Feed:
         self.seen: set[bytes] = set()
         self.samples = 0
         self.is_cut = False
-        self.number = 0
-        """Of the sample that went by last, in DATA."""
+        self.numbers: list[int] = []
+        """In DATA, of the samples that went by."""
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         began, step, opened_s = self._clock(), 1, 0.0
@@ -177,7 +199,7 @@ class Feed:
                 if spent_s >= self._most_s:
                     return
                 continue
-            self.number = sample.number
+            self.numbers.append(sample.number)
             self.digest.add(sample)
             self.seen.add(sample.digest()[:FEEDS_DIGEST])
             self.samples += 1

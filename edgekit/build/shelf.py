@@ -7,8 +7,9 @@ the same; without a cache every step is taken anew. What is on the shelf is neve
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -49,14 +50,24 @@ class Shelf:
     scratch: Path = Path()
 
     def normalize(
-        self, given: Path, *, trials: Sequence[Trial], scratch: Path, run: isolation.Run
+        self,
+        given: Path,
+        *,
+        trials: Sequence[Trial],
+        scratch: Path,
+        run: isolation.Run,
+        run_s: float,
+        clock: Callable[[], float],
     ) -> Normalized:
-        """As `steps.normalize`, or what that gave another build.
+        """As `steps.normalize`, or what that gave another build, if that had time for all steps.
 
         A model with weights beside its file is always normalized anew: its forms share that file.
         """
+        take = partial(
+            normalize, given, trials=trials, scratch=scratch, run=run, run_s=run_s, clock=clock
+        )
         if self.cache is None or external.is_external(given):
-            return normalize(given, trials=trials, scratch=scratch, run=run)
+            return take()
         key = key_of(
             {
                 "model": sha256_of(given),
@@ -71,7 +82,9 @@ class Shelf:
                 path = scratch / "normalized.onnx"
                 shutil.move(kept.files["model.onnx"], path)
             return Normalized(path=path, steps=told.steps, remarks=told.remarks)
-        made = normalize(given, trials=trials, scratch=scratch, run=run)
+        made = take()
+        if made.is_cut:
+            return made
         changed = made.path != given
         self.cache.put(
             Kind.NORMALIZED,

@@ -18,7 +18,7 @@ from command_line import Answer, edgekit
 
 from edgekit.build import kitchen
 from edgekit_converters.environments import LITERT, TENSORFLOW, Environment, installation
-from edgekit_converters.isolation import workshop
+from edgekit_converters.isolation import calls
 
 FAULTS = {
     "hang": "time.sleep(3600)",
@@ -63,7 +63,7 @@ class Place:
         """Short limits for what runs into them; seconds for a conversion."""
         seconds = 3.0 if fault == "hang" else 60.0
         monkeypatch.setattr(kitchen, "_MAKE_TIMEOUT_S", seconds)
-        monkeypatch.setattr(workshop, "_WRITTEN_BYTES", 64 << 20)
+        monkeypatch.setattr(calls, "_WRITTEN_BYTES", 64 << 20)
         return seconds
 
     def put_tool(self, environment: Environment, fault: str) -> None:

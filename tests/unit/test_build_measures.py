@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -344,3 +345,18 @@ def test_race_gives_every_variant_its_turn_and_ends_with_its_budget(tmp_path: Pa
     )
     assert found["slow"].low > 5 and found["slow"].is_slower
     assert found["fast"].rounds >= found["slow"].rounds >= 15
+
+
+def test_race_of_slow_models_is_of_few_rounds(tmp_path: Path) -> None:
+    slow, spec = tmp_path / "slow", TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    slow.write_bytes(msgspec.json.encode({"inputs": [spec], "scale": 1.0}))
+    at = itertools.count(step=2.0)  # each look at the clock is 2 s after the one before
+    found = measure_latencies(
+        {"slow": of(slow)},
+        baseline=of(slow),
+        options={},
+        feeds=[ramp(1)[0].feeds],
+        budget_s=0.2,
+        clock=lambda: next(at),
+    )
+    assert found["slow"].rounds == 5

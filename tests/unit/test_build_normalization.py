@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from small_models import write_small
 
 from edgekit_converters import graph, isolation
 from edgekit_converters.isolation import Limits, Workshop
-from edgekit_converters.normalization import Normalized, normalize, structure
+from edgekit_converters.normalization import Normalized, normalize, steps, structure
 from edgekit_converters.proof import Trial, Tried, same_outputs, try_out
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
@@ -72,6 +73,47 @@ def test_simplification_that_crashes_gives_way_to_the_next(
     found = normalize(model, trials=trials, scratch=tmp_path, run=run)
     assert "simplification failed: it crashed" in found.remarks[0]
     assert "simplification without large constants" in found.steps
+
+
+def test_steps_together_end_with_their_budget(tmp_path: Path, workshop: Workshop) -> None:
+    """The clock goes 15 s on with each step: the second has 5 s left, the third none."""
+    model, trials = tried(tmp_path, "regression")
+    now, given = 0.0, []
+
+    def run(step: str, target: str, arguments: Mapping[str, Any], bounds: Limits) -> Any:
+        nonlocal now
+        now += 15
+        given.append(round(bounds.timeout_s))
+        return workshop.run(step, target, arguments, bounds)
+
+    found = normalize(model, trials=trials, scratch=tmp_path, run=run, clock=lambda: now)
+    assert given == [20, 5]
+    assert found.steps == ("constants to initializers", "simplification") and found.is_cut
+    assert found.remarks == ("Normalization ended after 20 s, without fusion of operators.",)
+
+
+def test_step_that_hangs_ends_with_the_budget_which_grows_with_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trials = tried(tmp_path, "regression")
+    (tmp_path / "hanging_step.py").write_text(
+        "import time\n\ndef hang(**arguments):\n    time.sleep(600)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(steps, "_BUDGET_S", 3.0)
+
+    def run(step: str, target: str, arguments: Mapping[str, Any], bounds: Limits) -> Any:
+        hangs = arguments["step"] == "fold"
+        return isolation.run(step, "hanging_step:hang" if hangs else target, arguments, bounds)
+
+    began = time.monotonic()
+    found = normalize(model, trials=trials, scratch=tmp_path, run=run, run_s=1.0)
+    assert 3 + 6 * 1.0 <= time.monotonic() - began < 30
+    assert found.steps == ("constants to initializers",)
+    assert found.remarks == (
+        "Normalization ended after 9 s, without simplification, simplification without large "
+        "constants, fusion of operators.",
+    )
 
 
 def test_difference_in_outputs_is_told() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from sessions import opened_sessions, still_open
 
 from edgekit_converters.calibration import probes
+from edgekit_converters.calibration.apart import observe_apart
 from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, estimate
 from edgekit_converters.calibration.noise import power_of
 from edgekit_converters.calibration.observer import observe
 from edgekit_converters.calibration.probes import Probe, Telling, probe_for
-from edgekit_converters.calibration.shards import ShardFailed
 from edgekit_converters.calibration.statistics import TensorStatistics
 from edgekit_converters.calibration.watcher import SampleFailed, plan_probes
+from edgekit_converters.isolation import Limits, StepFailed, StepRefused, Workshop
 
 Feeds = dict[str, np.ndarray]
 FLOAT = TensorProto.FLOAT
@@ -218,42 +219,113 @@ def test_a_sample_that_leaves_a_tensor_empty_adds_nothing(tmp_path: Path) -> Non
     assert found["weights"].observations == 1
 
 
-@pytest.mark.parametrize("shards", [2, 3])
-def test_sharing_samples_out_changes_no_bit(shards: int, tmp_path: Path) -> None:
-    model, samples = convolutions(tmp_path / "m.onnx"), images(7, 40, 24, 56)
-    alone, shared = (
-        observe(model, IMAGE_TENSORS, samples, threads=1, scratch=tmp_path, shards=n)
-        for n in (1, shards)
+@pytest.fixture(scope="module")
+def workshop() -> Iterator[Workshop]:
+    with Workshop() as opened:
+        yield opened
+
+
+def apart(
+    workshop: Workshop, model: Path, tensors: Sequence[str], samples: Iterable[Feeds],
+    *, timeout_s: float = 60.0, children: int = 1, **how: Callable[[int], None],
+) -> dict[str, TensorStatistics]:  # fmt: skip
+    return observe_apart(
+        workshop,
+        model,
+        tensors,
+        samples,
+        bounds=Limits(timeout_s=timeout_s),
+        threads=1,
+        scratch=model.parent,
+        children=children,
+        **how,
     )
-    assert state(alone) == state(shared)
+
+
+@pytest.mark.parametrize("children", [1, 2, 3])
+def test_children_see_what_this_process_does_to_the_bit(
+    children: int, tmp_path: Path, workshop: Workshop
+) -> None:
+    model, samples = convolutions(tmp_path / "m.onnx"), images(7, 40, 24, 56)
+    here = observe(model, IMAGE_TENSORS, samples, threads=1, scratch=tmp_path)
+    steps: list[int] = []
+    there = apart(workshop, model, IMAGE_TENSORS, samples, children=children, advance=steps.append)
+    assert state(here) == state(there) and steps == [1] * 7
     for estimator in OF_STATISTICS:
-        ranges = [{n: estimate(s, estimator) for n, s in f.items()} for f in (alone, shared)]
+        ranges = [{n: estimate(s, estimator) for n, s in f.items()} for f in (here, there)]
         assert ranges[0] == ranges[1]
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_a_sample_that_the_model_fails_on_is_told_by_number(shards: int, tmp_path: Path) -> None:
+def failing(path: Path) -> tuple[Path, list[Feeds]]:
+    """A model, and samples of which it fails on number 3."""
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     weights = {"w": np.ones((6, 2), np.float32)}
-    model = write(tmp_path / "m.onnx", [node], weights, shape=["n", "k"], outputs=["y"])
-    samples = [{"x": np.ones((1, 5 if index == 3 else 6), np.float32)} for index in range(6)]
+    model = write(path / "m.onnx", [node], weights, shape=["n", "k"], outputs=["y"])
+    return model, [{"x": np.ones((1, 5 if i == 3 else 6), np.float32)} for i in range(6)]
+
+
+def test_a_sample_that_the_model_fails_on_is_told_by_number(tmp_path: Path) -> None:
+    model, samples = failing(tmp_path)
     with opened_sessions() as sessions, pytest.raises(SampleFailed) as failed:
-        observe(model, ["y"], samples, threads=1, scratch=tmp_path, shards=shards)
+        observe(model, ["y"], samples, threads=1, scratch=tmp_path)
     assert failed.value.index == 3
     assert sessions and not still_open(sessions)
 
 
-def test_a_process_that_dies_is_one_sentence_and_leaves_none_behind(tmp_path: Path) -> None:
-    model = convolutions(tmp_path / "m.onnx")
-    myself = psutil.Process()
-    before = set(myself.children())  # others' tests may keep processes
+def test_a_sample_that_the_model_fails_on_apart_is_told_by_number(
+    tmp_path: Path, workshop: Workshop
+) -> None:
+    model, samples = failing(tmp_path)
+    with pytest.raises(SampleFailed) as failed:
+        apart(workshop, model, ["y"], samples)
+    assert failed.value.index == 3
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def child() -> psutil.Process:
+    """The process that observes: its parent leads the call, and that one's is the workshop."""
+    tree = psutil.Process().children(recursive=True)
+    return next(p for p in tree if not p.children() and p.parent() in tree)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGSEGV, "it crashed (SIGSEGV)"), (signal.SIGSTOP, "it did not end within 2 s")],
+)
+def test_a_child_that_dies_or_hangs_is_told_and_gone(
+    tmp_path: Path, number: signal.Signals, said: str
+) -> None:
+    model, ended = convolutions(tmp_path / "m.onnx"), []
 
     def samples() -> Iterator[Feeds]:
         yield from images(2, 24)
-        shard = next(child for child in myself.children() if child not in before)
-        os.kill(shard.pid, signal.SIGKILL)
+        ended.append(child())
+        ended[0].send_signal(number)
         yield from images(20, 24)
 
-    with pytest.raises(ShardFailed, match=r"ended with SIGKILL: see that memory is free"):
-        observe(model, IMAGE_TENSORS, samples(), threads=1, scratch=tmp_path, shards=2)
-    assert set(myself.children()) <= before
+    with Workshop() as own:
+        with pytest.raises(StepFailed) as failed:
+            apart(own, model, IMAGE_TENSORS, samples(), timeout_s=2.0)
+        assert str(failed.value) == f"calibration failed: {said}."
+        assert not ended[0].is_running()
+        assert apart(own, model, IMAGE_TENSORS, images(1, 24))["y"].observations == 1
+
+
+def test_a_child_that_refuses_a_model_says_so(tmp_path: Path, workshop: Workshop) -> None:
+    (tmp_path / "m.onnx").write_bytes(
+        write(tmp_path / "n.onnx", [], {}, shape=[1], outputs=["z"]).read_bytes()
+    )
+    with pytest.raises(StepRefused, match="does not load"):
+        apart(workshop, tmp_path / "m.onnx", ["x"], [{"x": np.ones(1, np.float32)}])
+
+
+def test_time_that_is_taken_between_samples_is_not_the_childs(
+    tmp_path: Path, workshop: Workshop
+) -> None:
+    def samples() -> Iterator[Feeds]:
+        for sample in images(3, 24):
+            time.sleep(1.5)
+            yield sample
+
+    model = convolutions(tmp_path / "m.onnx")
+    assert apart(workshop, model, ["y"], samples(), timeout_s=3.0)["y"].observations == 3

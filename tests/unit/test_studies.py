@@ -17,8 +17,10 @@ from edgekit.build.data import open_data
 from edgekit.build.kitchen import Base, Kitchen
 from edgekit.build.material import gather
 from edgekit.build.progress import Silent
+from edgekit.build.report import Outcome
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import external, isolation
+from edgekit_converters.calibration import apart
 from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
 from edgekit_converters.conditioning.moments import collect_moments
@@ -39,6 +41,13 @@ def crash(**arguments):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 noise = moments = ranges = equalized = levelled = smoothed = crash
+"""
+CRASHING_CALIBRATION = """
+import os, signal
+
+def serve(connection, **arguments):
+    connection.recv()
+    os.kill(os.getpid(), signal.SIGSEGV)
 """
 WIDTH = 72
 
@@ -194,6 +203,32 @@ def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
     assert rounded.failure == "observing what layers read failed: it crashed (SIGSEGV)"
     assert measured.failure == "measuring ranges failed: it crashed (SIGSEGV)"
     assert plain.failure is None
+
+
+def test_crash_in_calibration_costs_the_recipes_that_need_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing_calibration.py").write_text(CRASHING_CALIBRATION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(apart, "_SERVE", "crashing_calibration:serve")
+    made = build(
+        request(
+            write_small("constant_nodes", tmp_path),
+            tmp_path / "out",
+            recipes=("int8-dynamic/per-channel*", "int8-static/per-channel/*/minmax"),
+            calibration=str(write_data(tmp_path / "d.npz", 20, x=(3, 8, 8))),
+        )
+    )
+    (built,) = made.built
+    said = [remark for remark in built.report.remarks if "ranges" in remark]
+    assert said == [
+        "Recipes that need ranges were left out: calibration failed: it crashed (SIGSEGV)."
+    ]
+    outcomes = {c.recipe: (c.outcome, c.reason) for c in built.report.candidates}
+    static = {outcome for name, outcome in outcomes.items() if name.startswith("int8-static")}
+    assert (Outcome.FAILED, "there are no ranges") in static
+    dynamic = [c for c in built.report.candidates if c.recipe.startswith("int8-dynamic")]
+    assert any(c.size_bytes for c in dynamic)
 
 
 def test_model_that_stays_at_an_old_opset_is_built_unranked(tmp_path: Path) -> None:

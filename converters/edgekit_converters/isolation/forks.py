@@ -19,6 +19,7 @@ import socket
 import sys
 import tempfile
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,16 +47,17 @@ def _serve(channel: socket.socket, warm: list[str]) -> None:
     # From 3.12 on Python warns of forks beside threads; see the module's docstring.
     warnings.simplefilter("ignore", DeprecationWarning)
     while True:
-        home, writers, _, _ = socket.recv_fds(channel, 4096, 1)
+        home, handles, _, _ = socket.recv_fds(channel, 4096, 2)
         if not home:
             return
         if os.fork() == 0:
             channel.close()
-            _supervise(Path(os.fsdecode(home)), writers[0])
-        os.close(writers[0])
+            _supervise(Path(os.fsdecode(home)), *handles)
+        for handle in handles:
+            os.close(handle)
 
 
-def _supervise(home: Path, writer: int) -> NoReturn:
+def _supervise(home: Path, writer: int, talk: int | None = None) -> NoReturn:
     """Lead the call's process group, tell its number and how the call ended, and end the group:
     when the call is over, or when nobody is there any more to be told."""
     os.setsid()
@@ -71,7 +73,9 @@ def _supervise(home: Path, writer: int) -> NoReturn:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for ours in (writer, woken, waker):
                 os.close(ours)
-            _work(home)
+            _work(home, talk)
+        if talk is not None:
+            os.close(talk)  # it ends with the call
         if (status := _awaited(child, woken, writer)) is not None:
             os.write(writer, b"%d\n" % os.waitstatus_to_exitcode(status))
     finally:
@@ -94,7 +98,7 @@ def _awaited(child: int, woken: int, writer: int) -> int | None:
         os.read(woken, 64)
 
 
-def _work(home: Path) -> NoReturn:
+def _work(home: Path, talk: int | None) -> NoReturn:
     # Exceptions must not reach the frames of the process that forks.
     try:
         os.chdir(home)
@@ -104,7 +108,7 @@ def _work(home: Path) -> NoReturn:
         os.dup2(output, 2)
         request = msgspec.json.decode((home / REQUEST).read_bytes(), type=Request)
         _bound(request)
-        _tell(home, msgspec.json.encode(_answer(request)))
+        _tell(home, msgspec.json.encode(_answer(request, talk)))
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -145,9 +149,10 @@ def _bound(request: Request) -> None:
         resource.setrlimit(kind, (most, hard))
 
 
-def _answer(request: Request) -> Answer:
+def _answer(request: Request, talk: int | None) -> Answer:
+    connected = {} if talk is None else {"connection": Connection(talk)}
     try:
-        return Answer(result=_resolve(request.target)(**request.arguments))
+        return Answer(result=_resolve(request.target)(**request.arguments, **connected))
     except StepFailed as error:
         return Answer(raised=error.detail)
     except EdgekitError as error:

@@ -3,13 +3,15 @@ onnxruntime's basic optimizations, which keep to ONNX's operators) and fused.
 
 Invariant: a rewritten model is kept only if it loads, reproduces the original's outputs on every
 trial and did not grow; a step that crashes, hangs or changes a number leaves the model of the step
-before, with the reason said.
+before, with the reason said. All steps together take no longer than a budget that follows from the
+model's size and from how long it runs.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +31,8 @@ from edgekit_runtime.session import open_session
 
 __all__ = ["QUANTIZABLE_OPSET", "Normalized", "normalize", "rewrite"]
 
-_STEP_TIMEOUT_S: Final = 120.0
+_BUDGET_S: Final = 20.0
+"""For all steps, beside reading and writing the model and running it on the trials at each."""
 _FOLDED_BYTES: Final = 64 * limits.KIB
 """Where folding constants made a model larger, only ones up to here are folded."""
 _MAX_GROWTH: Final = 0.01
@@ -45,18 +48,29 @@ class Normalized:
     """Steps that held."""
     remarks: tuple[str, ...]
     """What a user should know of it: steps that did not hold, and what the first runs showed."""
+    is_cut: bool = False
+    """Whether there was no time for some steps."""
 
 
 def normalize(
-    given: Path, *, trials: Sequence[Trial], scratch: Path, run: isolation.Run = isolation.run
+    given: Path,
+    *,
+    trials: Sequence[Trial],
+    scratch: Path,
+    run: isolation.Run = isolation.run,
+    run_s: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Normalized:
-    """Take `given` through the steps, each proved on all trials.
+    """Take `given` through the steps, each proved on all trials, which take `run_s` to run.
 
     `given` may keep data in `scratch`, beside what is written there. Never fails: at worst the
     result is the model as given.
     """
     current, held, remarks = given, [], []
-    bounds = isolation.limits_for(external.size_bytes(given), timeout_s=_STEP_TIMEOUT_S)
+    late: list[str] = []
+    budget_s = _BUDGET_S + len(_STEPS) * run_s
+    bounds = isolation.limits_for(external.size_bytes(given), timeout_s=budget_s)
+    ends = clock() + bounds.timeout_s
     is_external = external.is_external(given)
     proof = msgspec.to_builtins(trials)
     simplified = False
@@ -67,18 +81,29 @@ def normalize(
             remarks.append(f"A model of 2 GiB or more goes without {step.title}.")
             simplified = True
             continue
+        left = replace(bounds, timeout_s=ends - clock())
+        if left.timeout_s <= 0:
+            late.append(step.title)
+            continue
         out = scratch / f"{step.name}.onnx"
         words = {"step": step.name, "source": str(current), "out": str(out), "trials": proof}
         try:
-            run(step.title, "edgekit_converters.normalization.steps:rewrite", words, bounds)
+            run(step.title, "edgekit_converters.normalization.steps:rewrite", words, left)
         except Refused as error:
-            remarks.append(str(error))
             out.unlink(missing_ok=True)
+            if isinstance(error, isolation.StepFailed) and error.timed_out:
+                late.append(step.title)
+            else:
+                remarks.append(str(error))
             continue
         simplified = simplified or step.simplifies
         current = out
         held.append(step.title)
-    return Normalized(path=current, steps=tuple(held), remarks=tuple(remarks))
+    if late:
+        remarks.append(
+            f"Normalization ended after {bounds.timeout_s:.0f} s, without {', '.join(late)}."
+        )
+    return Normalized(path=current, steps=tuple(held), remarks=tuple(remarks), is_cut=bool(late))
 
 
 def rewrite(step: str, source: str, out: str, trials: Sequence[Any]) -> None:
