@@ -29,6 +29,7 @@ from edgekit.build.minimal import in_ort_format, operators_of
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.notebook import Notebook, default_path
 from edgekit.build.pack import Contents, Sealed, report_bytes, seal
+from edgekit.build.pantry import Pantry
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
 from edgekit.build.progress import Stopwatch
 from edgekit.build.provenance import git_commit, tool_versions
@@ -175,7 +176,7 @@ class _Build:
         self._request, self._plan, self._material = request, plan, material
         self._scratch, self._watch, self._workshop = scratch, watch, workshop
         self._ends = began + request.search_time_s
-        self._kitchen = Kitchen(
+        self._pantry = Pantry(
             material,
             plan.estimators or self._ranking_estimators(),
             workshop,
@@ -185,6 +186,7 @@ class _Build:
             calibration_s=request.search_time_s * _CALIBRATION_SHARE,
             clock=turns.now,
         )
+        self._kitchen = Kitchen(self._pantry, workshop, scratch=scratch)
         self._golden: dict[tuple[str, int], GoldenSet] = {}
         self._tracer = Tracer(material.feeds, scratch=scratch, run=workshop.run)
         self._notebook = Notebook(request.figures or default_path())
@@ -311,9 +313,7 @@ class _Build:
             max_drop=request.max_drop,
             measured_on=host.title,
             on_target=on_target,
-            calibration_samples=max(
-                self._kitchen.calibration.samples, self._kitchen.sampled.samples
-            ),
+            calibration_samples=max(self._pantry.calibration.samples, self._pantry.sampled.samples),
             validation_samples=bench.looked_at,
             chosen=variant.title,
             candidates=verdict.candidates,
@@ -411,8 +411,8 @@ class _Build:
         runtime = plan.runtime(variant.kind)
         size = external.size_bytes(variant.path)
         facts = read_facts(variant.path) if variant.kind is _ONNX else ModelFacts(size_bytes=size)
-        needs, kitchen = variant.recipe.needs, self._kitchen
-        ranges = kitchen.sampled if needs.samples else kitchen.calibration
+        needs, pantry = variant.recipe.needs, self._pantry
+        ranges = pantry.sampled if needs.samples else pantry.calibration
         needs_ranges = needs.samples or needs.estimator is not None
         return Contents(
             name=request.name,

@@ -12,33 +12,23 @@ that crashes only there ends the build.
 from __future__ import annotations
 
 import itertools
-import math
-import re
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 import onnx
 
-from edgekit.build.material import Material, read_litert
+from edgekit.build.material import read_litert
 from edgekit.build.model_file import ModelFile
-from edgekit.build.progress import Progress
-from edgekit.build.ranges import Calibration, calibrate
-from edgekit.build.samples import Digest
-from edgekit_contract import limits
+from edgekit.build.pantry import STUDIES, Base, Pantry, plain, ranges_in, told
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, isolation
-from edgekit_converters.calibration.estimators import CHOSEN_AMONG, Estimator, Range
+from edgekit_converters import isolation
 from edgekit_converters.litert.conversion import check_signature
 from edgekit_converters.proof import Signature, Trial
 from edgekit_converters.quantization.outputs import decibels
@@ -47,45 +37,20 @@ from edgekit_converters.quantization.sensitivity import NodeNoise
 from edgekit_converters.recipes import BASELINE, all_recipes, conversion_to, find_recipe
 from edgekit_converters.recipes.recipe import Ingredients, Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
-from edgekit_converters.tensorfile import read_tensors, write_tensors
+from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
-__all__ = ["Base", "Kitchen", "Variant"]
+__all__ = ["Kitchen", "Variant"]
 
 _SUFFIXES: Final = {
     RuntimeKind.ONNXRUNTIME: ".onnx",
     RuntimeKind.LITERT: ".tflite",
     RuntimeKind.NULL: ".json",
 }
-_MAKE_TIMEOUT_S: Final = 120.0
 _MAKERS: Final = 2
 """Children at a time: each holds a few copies of the model."""
-_SAMPLES: Final = 128
-_SAMPLE_BYTES: Final = 256 * limits.MIB
-"""At most, of the data that recipes are given as files."""
 _RANKING_S: Final = 15.0
-_MOMENT_SAMPLES: Final = 24
-"""Calibration samples that conditioning works with."""
-_STUDIED_BYTES: Final = 256 * limits.MIB
-"""Of their files; a larger first one is used all the same."""
 _NOISE_SAMPLES: Final = 16
-
-
-class Base(Enum):
-    """What float model a variant starts from."""
-
-    NORMALIZED = "normalized"
-    EQUALIZED = "equalized"
-    LEVELLED = "levelled"
-    SMOOTHED = "smoothed"
-
-    @classmethod
-    def of(cls, tuning: Tuning) -> Base:
-        if tuning.equalized:
-            return cls.EQUALIZED
-        if tuning.levelled:
-            return cls.LEVELLED
-        return cls.SMOOTHED if tuning.smoothed else cls.NORMALIZED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,56 +74,14 @@ class Variant:
 class Kitchen:
     """Makes variants of one model."""
 
-    def __init__(
-        self,
-        material: Material,
-        estimators: tuple[Estimator, ...],
-        workshop: isolation.Workshop,
-        *,
-        scratch: Path,
-        threads: int,
-        progress: Progress,
-        calibration_s: float = math.inf,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Calibrates for at most `calibration_s` by the clock, where `estimators` name any.
-
-        Errors: `DataRejected`.
-        """
-        self.material = material
-        self._workshop, self._scratch, self._threads = workshop, scratch, threads
-        self._progress, self._estimators = progress, estimators
-        self._calibration_s, self._clock = calibration_s, clock
-        self.sampled = Calibration()
-        """What recipes that need samples were given."""
-        self.calibration = calibrate(
-            material,
-            estimators,
-            workshop,
-            scratch=scratch,
-            progress=progress,
-            most_s=calibration_s,
-            clock=clock,
-        )
-        self.remarks: list[str] = []
-        """What of the search was left out, a sentence each."""
-        self._tell_failure(self.calibration, "")
-        self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
-        self._calibrations: dict[Base, Calibration] = {Base.NORMALIZED: self.calibration}
-        self._moments: dict[Base, Path] = {}
+    def __init__(self, pantry: Pantry, workshop: isolation.Workshop, *, scratch: Path) -> None:
+        self.pantry, self.material = pantry, pantry.material
+        self._workshop, self._scratch = workshop, scratch
         self._made: dict[tuple[str, Tuning], Variant] = {}
         self._numbers = itertools.count()
-        self._studying = threading.RLock()
-        """What several variants start from is made once."""
-        self._measured: dict[Base, Mapping[str, Range]] = {}
-        self._studied: tuple[str, ...] = ()
         self._noise: dict[RuntimeKind, tuple[NodeNoise, ...]] = {}
         self._layers: dict[RuntimeKind, tuple[str, ...]] = {}
-        self._converting, self._sampling = threading.Lock(), threading.Lock()
-
-    @property
-    def normalized(self) -> Path:
-        return self.material.normalized.path
+        self._converting = threading.Lock()
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
         """A variant, or its failure."""
@@ -171,41 +94,6 @@ class Kitchen:
         """Make several at a time, so that `make` has them."""
         with ThreadPoolExecutor(_MAKERS) as pool:
             list(pool.map(lambda pair: self.make(*pair), dict.fromkeys(wanted)))
-
-    def base(self, base: Base) -> Path | None:
-        """The float model to start from; None where rewriting it does not help."""
-        with self._studying:
-            if base not in self._bases:
-                self._bases[base] = self._rewritten(base)
-            return self._bases[base]
-
-    def _calibration_of(self, base: Base, path: Path) -> Calibration:
-        """Ranges of a rewritten model, estimated when first asked for."""
-        with self._studying:
-            if base not in self._calibrations:
-                self._calibrations[base] = calibrate(
-                    self.material,
-                    self._estimators,
-                    self._workshop,
-                    scratch=self._scratch,
-                    progress=self._progress,
-                    model=path,
-                    most_s=self._calibration_s,
-                    clock=self._clock,
-                )
-                self._tell_failure(self._calibrations[base], f" of the {base.value} model")
-            return self._calibrations[base]
-
-    def _tell_failure(self, calibration: Calibration, whose: str) -> None:
-        if calibration.failure is not None:
-            self.remarks.append(
-                f"Recipes that need ranges{whose} were left out: {calibration.failure}."
-            )
-
-    def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """A few of the samples that variants are made with."""
-        for sample in islice(self.material.calibration_samples(), _MOMENT_SAMPLES):
-            yield sample.feeds
 
     def is_ranked(self, kind: RuntimeKind) -> bool:
         """Whether `noise` has been measured."""
@@ -220,36 +108,23 @@ class Kitchen:
                 rank = self._rank_nodes if kind is RuntimeKind.ONNXRUNTIME else self._rank_layers
                 self._noise[kind] = rank()
             except Refused as error:
-                self.remarks.append(f"Nodes were not ranked: {_plain(error)}.")
+                self.pantry.remarks.append(f"Nodes were not ranked: {plain(error)}.")
         return self._noise[kind]
 
     def _rank_nodes(self) -> tuple[NodeNoise, ...]:
         """Errors: `Refused`."""
         is_onnx = self.material.source.kind is RuntimeKind.ONNXRUNTIME
-        if not is_onnx or self.calibration.failure is not None:
+        if not is_onnx or self.pantry.calibration.failure is not None:
             return ()
         arguments = {
-            "model": str(self.normalized),
-            "ranges": _told(self.calibration.widest),
-            "samples": self._samples()[:_NOISE_SAMPLES],
+            "model": str(self.pantry.normalized),
+            "ranges": told(self.pantry.calibration.widest),
+            "samples": self.pantry.samples()[:_NOISE_SAMPLES],
             "threads": 1,
             "scratch": str(self._scratch),
         }
-        found = self._run("ranking nodes", f"{_STUDIES}:noise", arguments)
+        found = self.pantry.run("ranking nodes", f"{STUDIES}:noise", arguments)
         return msgspec.convert(found, tuple[NodeNoise, ...])
-
-    def _samples(self) -> tuple[str, ...]:
-        """Files of `feeds` for children, written when first asked for."""
-        if not self._studied:
-            written = 0
-            for index, feeds in enumerate(self.feeds()):
-                path = self._scratch / f"studied{index}.npz"
-                write_tensors(path, feeds)
-                self._studied += (str(path),)
-                written += path.stat().st_size
-                if written > _STUDIED_BYTES:
-                    break
-        return self._studied
 
     def _make(self, recipe: Recipe, tuning: Tuning) -> Variant:
         source = self.material.source
@@ -265,21 +140,21 @@ class Kitchen:
         needs_moments = tuning.corrected or tuning.reconstructed
         title = tuning.title_of(recipe.id)
         try:
-            ranges = self._ranges_of(recipe.needs.estimator, Base.of(tuning), start)
-            moments = str(self._moments_of(Base.of(tuning), start)) if needs_moments else None
+            ranges = self.pantry.ranges_of(recipe.needs.estimator, Base.of(tuning), start)
+            moments = str(self.pantry.moments_of(Base.of(tuning), start)) if needs_moments else None
             arguments = {
                 "recipe": recipe.id,
                 "tuning": msgspec.to_builtins(tuning),
                 "given": str(source.path),
                 "normalized": str(start),
-                "ranges": _told(ranges),
+                "ranges": told(ranges),
                 "moments": moments,
-                "samples": str(self._sample_files()) if recipe.needs.samples else None,
+                "samples": str(self.pantry.sample_files()) if recipe.needs.samples else None,
                 "signature": msgspec.to_builtins(source.signature),
                 "trials": msgspec.to_builtins(self.material.trials),
                 "out": str(out),
             }
-            self._run(title, "edgekit.build.kitchen:make", arguments)
+            self.pantry.run(title, "edgekit.build.kitchen:make", arguments)
         except Refused as error:
             return failed(failure=_reason(error, out))
         return Variant(recipe=recipe, kind=kind, tuning=tuning, path=out)
@@ -291,7 +166,7 @@ class Kitchen:
             return source.path, ""
         conversion = conversion_to(kind, all_recipes())
         if conversion is None or recipe.converts:
-            return self.base(Base.of(tuning)), "the rewriting changed nothing"
+            return self.pantry.base(Base.of(tuning)), "the rewriting changed nothing"
         with self._converting:  # several recipes may want it at once
             converted = self.make(conversion)
         if converted.failure is not None:
@@ -317,11 +192,11 @@ class Kitchen:
         arguments = {
             "model": str(path),
             "layers": list(facts.layers),
-            "samples": str(self._sample_files()),
+            "samples": str(self.pantry.sample_files()),
             "most_s": _RANKING_S,
             "home": str(self._scratch / "ranking"),
         }
-        found = self._run("ranking layers", f"{_LITERT}:rank", arguments)
+        found = self.pantry.run("ranking layers", f"{_LITERT}:rank", arguments)
         return tuple(
             NodeNoise(
                 node=name,
@@ -334,7 +209,9 @@ class Kitchen:
 
     def _read_layers(self, kind: RuntimeKind) -> tuple[str, ...]:
         if kind is RuntimeKind.ONNXRUNTIME:
-            return tuple(weighted_names(onnx.load_model(self.normalized, load_external_data=False)))
+            return tuple(
+                weighted_names(onnx.load_model(self.pantry.normalized, load_external_data=False))
+            )
         path = self._float_model(kind)
         found = read_litert(path, self._workshop.run) if path is not None else None
         return tuple(found.layers) if found is not None else ()
@@ -348,102 +225,6 @@ class Kitchen:
             return None
         made = self.make(conversion)
         return made.path if made.failure is None else None
-
-    def _sample_files(self) -> Path:
-        """Tensor files of samples that variants are made with, from all over the data."""
-        with self._sampling:
-            home = self._scratch / "samples"
-            if home.exists():
-                return home
-            home.mkdir()
-            count, used = self.material.calibration_count, 0
-            step = max(1, (count or 0) // _SAMPLES)
-            chosen = islice(self.material.calibration_samples(), 0, None, step)
-            digest = Digest()
-            for index, sample in enumerate(islice(chosen, _SAMPLES)):
-                used += sum(array.nbytes for array in sample.feeds.values())
-                if index and used > _SAMPLE_BYTES:
-                    break
-                digest.add(sample)
-                write_tensors(home / f"{index:04}.npz", sample.feeds)
-                self.sampled = Calibration(samples=index + 1, sha256=digest.hexdigest())
-            return home
-
-    def _run(self, step: str, target: str, arguments: Mapping[str, Any]) -> Any:
-        size = external.size_bytes(self.material.source.path)
-        bounds = isolation.limits_for(size, timeout_s=_MAKE_TIMEOUT_S)
-        return self._workshop.run(step, target, arguments, bounds)
-
-    def _rewritten(self, base: Base) -> Path | None:
-        out = self._scratch / f"{base.value}.onnx"
-        arguments = {
-            "model": str(self.normalized),
-            "out": str(out),
-            "samples": self._samples(),
-            "feeds": str(self.material.feeds),
-            "reference": str(self.material.reference),
-            "threads": self._threads,
-        }
-        try:
-            changed = self._run(_REWRITES[base], f"{_STUDIES}:{base.value}", arguments)
-        except Refused as error:
-            self.remarks.append(f"{_REWRITES[base].capitalize()} was left out: {_plain(error)}.")
-            return None
-        return out if changed else None
-
-    def _ranges_of(
-        self, estimator: Estimator | None, base: Base, model: Path
-    ) -> Mapping[str, Range]:
-        """Errors: `Refused`."""
-        if estimator is None:
-            return {}
-        calibration = self._calibration_of(base, model)
-        if calibration.failure is not None:
-            raise Refused("there are no ranges.")
-        if estimator is Estimator.MEASURED:
-            return self._measured_of(base, model)
-        return calibration.ranges.get(estimator, {})
-
-    def _measured_of(self, base: Base, model: Path) -> Mapping[str, Range]:
-        """Of each tensor's ranges the one that the outputs suffer least from, found when first
-        asked for. Errors: `Refused`."""
-        with self._studying:
-            if base not in self._measured:
-                estimated = self._calibration_of(base, model).ranges
-                arguments = {
-                    "model": str(model),
-                    "ranges": {
-                        each.value: _told(found)
-                        for each, found in estimated.items()
-                        if each in CHOSEN_AMONG
-                    },
-                    "samples": self._samples(),
-                    "threads": self._threads,
-                    "scratch": str(self._scratch),
-                }
-                with self._progress.stage("measuring ranges", None):
-                    found = self._run("measuring ranges", f"{_STUDIES}:ranges", arguments)
-                self._measured[base] = _ranges(found)
-            return self._measured[base]
-
-    def _moments_of(self, base: Base, model: Path) -> Path:
-        """Moments of what weighted nodes read, collected when first asked for.
-
-        Errors: `Refused`.
-        """
-        with self._studying:
-            if base not in self._moments:
-                path = self._scratch / f"moments-{base.value}.npz"
-                arguments = {
-                    "model": str(model),
-                    "out": str(path),
-                    "samples": self._samples(),
-                    "threads": self._threads,
-                }
-                with self._progress.stage("observing what layers read", None):
-                    self._run("observing what layers read", f"{_STUDIES}:moments", arguments)
-                self._moments[base] = path
-            return self._moments[base]
 
 
 def make(
@@ -464,7 +245,7 @@ def make(
     ingredients = Ingredients(
         given=Path(given),
         normalized=Path(normalized),
-        ranges=_ranges(ranges),
+        ranges=ranges_in(ranges),
         out=Path(out),
         tuning=msgspec.convert(tuning, Tuning),
         moments=Path(moments) if moments is not None else None,
@@ -481,28 +262,9 @@ def make(
     session.run(read_tensors(Path(ingredients.trials[0].feeds)))
 
 
-def _told(ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:
-    return {name: (found.low, found.high) for name, found in ranges.items()}
-
-
-def _ranges(told: Mapping[str, Any]) -> dict[str, Range]:
-    return {name: Range(low, high) for name, (low, high) in told.items()}
-
-
 def _reason(error: Refused, out: Path) -> str:
     """Without names of scratch files and the runtime's codes."""
-    return _plain(error).replace(f"{out.name} does not load", "does not load")
+    return plain(error).replace(f"{out.name} does not load", "does not load")
 
 
-def _plain(error: Refused) -> str:
-    return re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).rstrip(".")
-
-
-_STUDIES: Final = "edgekit_converters.studies"
 _LITERT: Final = "edgekit_converters.litert.quantization"
-_REWRITES: Final = {
-    Base.EQUALIZED: "equalizing channels",
-    Base.LEVELLED: "levelling channels",
-    Base.SMOOTHED: "smoothing activations",
-}
-"""What the function in `_STUDIES` that is named as the base does."""

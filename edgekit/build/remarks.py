@@ -85,7 +85,7 @@ def data_remarks(
     """What model and data mean for the figures."""
     said = list(material.normalized.remarks)
     said.append(_DATA_REMARKS[material.data_source])
-    if kitchen.calibration.samples and material.calibration is None:
+    if kitchen.pantry.calibration.samples and material.calibration is None:
         said.append(
             "Calibration and validation data are the same: nothing that was held out was used "
             "for ranges."
@@ -93,12 +93,12 @@ def data_remarks(
             else "There are no calibration data: ranges were taken from the validation data, "
             "which flatters int8."
         )
-    if kitchen.calibration.is_cut:
+    if kitchen.pantry.calibration.is_cut:
         said.append(
-            f"There was time to calibrate on {kitchen.calibration.samples} samples: "
+            f"There was time to calibrate on {kitchen.pantry.calibration.samples} samples: "
             "give more with --search-time."
         )
-    if both := len(kitchen.calibration.seen & bench.seen_held_out):
+    if both := len(kitchen.pantry.calibration.seen & bench.seen_held_out):
         said.append(
             f"{both} of the samples held out from the choice are calibration data, too, which "
             "flatters int8: give others."
@@ -121,7 +121,7 @@ def data_remarks(
                 f"On the samples held out from the choice {winner.title} is {drop:.4f} below "
                 "float32, more than was allowed: give more validation data."
             )
-    said += kitchen.remarks
+    said += kitchen.pantry.remarks
     if not bench.metric.judges_truth:
         said.append(
             f"The metric {bench.metric.name} compares with the float32 model, not with truth."

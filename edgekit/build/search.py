@@ -22,7 +22,8 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.kitchen import Base, Kitchen
+from edgekit.build.kitchen import Kitchen
+from edgekit.build.pantry import Base
 from edgekit.build.progress import Advance, Progress
 from edgekit.build.ranking import FASTER, Ranking
 from edgekit.build.screen import Screen, Trial
@@ -313,7 +314,7 @@ class Search:
         self._kitchen.make_all(
             (recipe, tuning)
             for tuning in tunings
-            if self._kitchen.base(Base.of(tuning)) is not None
+            if self._kitchen.pantry.base(Base.of(tuning)) is not None
         )
 
     def _turned(
@@ -322,7 +323,7 @@ class Search:
         if self.is_over():
             return None
         tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
-        if self._kitchen.base(Base.of(tuning)) is None:
+        if self._kitchen.pantry.base(Base.of(tuning)) is None:
             return None  # there is nothing in this model to smooth, or to equalize
         return self._try(trial.variant.recipe, tuning, like=like)
 

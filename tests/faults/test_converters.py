@@ -16,7 +16,7 @@ import pytest
 from build_requests import DIGITS
 from command_line import Answer, edgekit
 
-from edgekit.build import kitchen
+from edgekit.build import pantry
 from edgekit_converters.environments import LITERT, TENSORFLOW, Environment, installation
 from edgekit_converters.isolation import calls
 
@@ -62,7 +62,7 @@ class Place:
     def limit(self, monkeypatch: pytest.MonkeyPatch, fault: str) -> float:
         """Short limits for what runs into them; seconds for a conversion."""
         seconds = 3.0 if fault == "hang" else 60.0
-        monkeypatch.setattr(kitchen, "_MAKE_TIMEOUT_S", seconds)
+        monkeypatch.setattr(pantry, "_MAKE_TIMEOUT_S", seconds)
         monkeypatch.setattr(calls, "_WRITTEN_BYTES", 64 << 20)
         return seconds
 

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.choice import Bounds
-from edgekit.build.kitchen import Base, Kitchen, Variant
+from edgekit.build.kitchen import Kitchen, Variant
+from edgekit.build.pantry import Base
 from edgekit.build.progress import Silent
 from edgekit.build.ranking import Ranking
 from edgekit.build.report import Latency, Score
@@ -53,6 +54,7 @@ class Table:
         self.normalized = Path("unused.onnx")
         self.nodes: tuple[str, ...] = ()
         """The noisiest first."""
+        self.pantry = self
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
         return Variant(

@@ -13,8 +13,8 @@ from small_models import write_data, write_small
 
 from edgekit.build import build
 from edgekit.build.data import Data, open_data
-from edgekit.build.kitchen import Kitchen
 from edgekit.build.material import Material, gather
+from edgekit.build.pantry import Pantry
 from edgekit.build.progress import Silent
 from edgekit.build.ranges import Feed
 from edgekit.build.samples import DataRejected, Row
@@ -62,7 +62,7 @@ def test_what_is_held_out_neither_calibrates_nor_conditions(tmp_path: Path, judg
         data if judged == "validation" else None,
     )
     with isolation.Workshop() as workshop:
-        kitchen = Kitchen(
+        pantry = Pantry(
             material,
             (Estimator.MINMAX,),
             workshop,
@@ -70,11 +70,11 @@ def test_what_is_held_out_neither_calibrates_nor_conditions(tmp_path: Path, judg
             threads=1,
             progress=Silent(),
         )
-        fed = [int(feeds["x"][0, 0]) for feeds in kitchen.feeds()]
+        fed = [int(feeds["x"][0, 0]) for feeds in pantry.feeds()]
     selected = [i for i in range(ROWS) if material.split.selects(i)]
     assert fed == selected[: len(fed)] and fed
-    assert kitchen.calibration.samples == len(selected) == ROWS // 2
-    assert kitchen.calibration.widest["x"].high == selected[-1]
+    assert pantry.calibration.samples == len(selected) == ROWS // 2
+    assert pantry.calibration.widest["x"].high == selected[-1]
 
 
 def test_calibration_data_are_used_whole_where_others_are_judged(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 from build_requests import request
 from small_models import write_data, write_small
 
-from edgekit.build import build, kitchen
+from edgekit.build import build, kitchen, pantry
 from edgekit.build.data import open_data
-from edgekit.build.kitchen import Base, Kitchen
+from edgekit.build.kitchen import Kitchen
 from edgekit.build.material import gather
+from edgekit.build.pantry import Base, Pantry
 from edgekit.build.progress import Silent
 from edgekit.build.report import Outcome
 from edgekit_contract.profile import RuntimeKind
@@ -123,7 +124,8 @@ def kitchen_of(
     data = open_data(str(write_data(scratch / "d.npz", 12, x=(3, 8, 8))))
     source = open_source(model, scratch=scratch, run=workshop.run)
     material = gather(source, data, None, normalizes=True, scratch=scratch, run=workshop.run)
-    return Kitchen(material, estimators, workshop, scratch=scratch, threads=1, progress=Silent())
+    pantry = Pantry(material, estimators, workshop, scratch=scratch, threads=1, progress=Silent())
+    return Kitchen(pantry, workshop, scratch=scratch)
 
 
 def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
@@ -133,12 +135,12 @@ def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
         variant = found.make(
             find_recipe("int8-static/per-channel/s8s8/minmax"), Tuning(reconstructed=True)
         )
-    selection = select_static(onnx.load_model(found.normalized))
+    selection = select_static(onnx.load_model(found.pantry.normalized))
     here = measure_noise(
-        found.normalized,
+        found.pantry.normalized,
         selection,
-        found.calibration.widest,
-        found.feeds(),
+        found.pantry.calibration.widest,
+        found.pantry.feeds(),
         per_channel=True,
         threads=1,
         scratch=tmp_path,
@@ -147,9 +149,11 @@ def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
     assert ranked[0].noise_db == pytest.approx(here[0].noise_db, abs=1e-6)
     assert variant.failure is None and variant.path.is_file()
     nodes = [n.node for n in ranked]
-    moments = collect_moments(found.normalized, nodes, found.feeds(), threads=1, scratch=tmp_path)
+    moments = collect_moments(
+        found.pantry.normalized, nodes, found.pantry.feeds(), threads=1, scratch=tmp_path
+    )
     assert set(moments) == set(nodes)
-    assert found.remarks == []
+    assert found.pantry.remarks == []
 
 
 def test_ranges_are_measured_in_a_child_once_for_each_model_to_start_from(
@@ -177,7 +181,11 @@ def test_ranges_are_measured_in_a_child_once_for_each_model_to_start_from(
     assert [variant.failure for variant in made] == [None, None]
     assert len(told) == 1
     here = measure_ranges(
-        found.normalized, found.calibration.ranges, found.feeds(), threads=1, scratch=tmp_path
+        found.pantry.normalized,
+        found.pantry.calibration.ranges,
+        found.pantry.feeds(),
+        threads=1,
+        scratch=tmp_path,
     )
     assert {name: Range(*ends) for name, ends in told[0].items()} == here
 
@@ -187,16 +195,17 @@ def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
 ) -> None:
     (tmp_path / "crashing_studies.py").write_text(CRASHING)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(kitchen, "_STUDIES", "crashing_studies")
+    for module in (kitchen, pantry):
+        monkeypatch.setattr(module, "STUDIES", "crashing_studies")
     recipe = find_recipe("int8-static/per-channel/s8s8/minmax")
     with isolation.Workshop() as workshop:
         found = kitchen_of(write_small("constant_nodes", tmp_path), tmp_path, workshop)
         assert found.noise(RuntimeKind.ONNXRUNTIME) == ()
-        assert found.base(Base.SMOOTHED) is None
+        assert found.pantry.base(Base.SMOOTHED) is None
         rounded = found.make(recipe, Tuning(reconstructed=True))
         measured = found.make(find_recipe("int8-static/per-channel/s8s8/measured"))
         plain = found.make(recipe)
-    assert found.remarks == [
+    assert found.pantry.remarks == [
         "Nodes were not ranked: ranking nodes failed: it crashed (SIGSEGV).",
         "Smoothing activations was left out: smoothing activations failed: it crashed (SIGSEGV).",
     ]

@@ -67,11 +67,11 @@ def observe_apart(
             talk.say(first)
         busy: deque[tuple[int, Conversation]] = deque()
         for index, feeds in enumerate(chain([first], stream)):
-            if len(busy) == children:
-                _await_answer(*busy.popleft(), advance)
             talk = talks[index % children]
             talk.say(feeds)
             busy.append((index, talk))
+            if len(busy) == children:  # nothing is asked for that nobody is free to take
+                _await_answer(*busy.popleft(), advance)
         for index, talk in busy:
             _await_answer(index, talk, advance)
         return _merged(talks)
