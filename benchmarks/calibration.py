@@ -4,8 +4,9 @@
     python benchmarks/calibration.py --short        # the digits model, for CI
 
 EfficientNet-Lite0 and crops of photographs. Each way runs in a process of its own, by turns within
-a round; all stream the same samples from the same file. Peak RSS is the kernel's (VmHWM), summed
-over the process and its children, pages that they share counted by each; CPU time is theirs, too.
+a round; all stream the same samples from the same file. Memory is the peak of the process and its
+children together, looked at every so often, pages that they share counted once (PSS, the kernel's
+proportional set size); CPU time is theirs, too.
 "Running" is the time inside the runtime of the plain float model, reading not counted; the ratio of
 a way is its time per sample to that of the same round, "streaming" the same with the reading. On a
 machine that does other work, believe the ratio of CPU time. onnxruntime's calibraters get fewer
@@ -45,14 +46,14 @@ from edgekit_runtime.session import SessionOptions, open_session
 
 DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
 _SHORT_SAMPLES: Final = 16
-_LOOK_S: Final = 0.01
+_LOOK_S: Final = 0.1
 
 
 class _Family:
     """This process and its children, looked at all the time: those that are gone count."""
 
     def __init__(self) -> None:
-        self._peaks: dict[int, float] = {}
+        self._peak_mib = 0.0
         self._cpu: dict[int, float] = {}
         self._ended = threading.Event()
         self._watching = threading.Thread(target=self._watch)
@@ -65,9 +66,9 @@ class _Family:
         self._ended.set()
         self._watching.join()
 
-    def peak_rss_mib(self) -> float:
+    def peak_mib(self) -> float:
         self._look()
-        return sum(self._peaks.values())
+        return self._peak_mib
 
     def cpu_s(self) -> float:
         self._look()
@@ -78,15 +79,14 @@ class _Family:
             self._look()
 
     def _look(self) -> None:
-        myself = psutil.Process()
+        myself, held_mib = psutil.Process(), 0.0
         for process in (myself, *myself.children(recursive=True)):
             with contextlib.suppress(psutil.Error, OSError, ValueError):
-                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-                    if line.startswith("VmHWM:"):
-                        self._peaks[process.pid] = int(line.split()[1]) / 1024
+                held_mib += process.memory_full_info().pss / 2**20
                 if process != myself:
                     times = process.cpu_times()
                     self._cpu[process.pid] = times.user + times.system
+        self._peak_mib = max(self._peak_mib, held_mib)
 
 
 class _Setting:
@@ -200,7 +200,7 @@ def measure(way: str, model: Path, data: Path, count: int) -> dict[str, Any]:
             setting.began_cpu_s = family.cpu_s()
             figures = WAYS[way][0](setting)
             figures["cpu_s"] = family.cpu_s() - setting.began_cpu_s
-            figures["peak_rss_mib"] = family.peak_rss_mib()
+            figures["peak_mib"] = family.peak_mib()
     return figures
 
 
@@ -236,7 +236,7 @@ def compare(model: Path, data: Path, *, samples: int, threads: int, rounds: int)
             "ratio_to_running": ratio(way, "seconds", "running_s"),
             "ratio_to_streamed": ratio(way, "seconds", "seconds"),
             "cpu_ratio_to_running": ratio(way, "cpu_s", "running_cpu_s"),
-            "peak_rss_mib": max(f["peak_rss_mib"] for f in found[way]),
+            "peak_mib": max(f["peak_mib"] for f in found[way]),
         }
         for way, count in counts.items()
     ]
@@ -244,13 +244,13 @@ def compare(model: Path, data: Path, *, samples: int, threads: int, rounds: int)
 
 def as_markdown(rows: list[Any]) -> str:
     lines = [
-        "| way | samples | ms each | to running | to streaming | CPU to running | peak RSS MiB |",
+        "| way | samples | ms each | to running | to streaming | CPU to running | peak MiB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
         f"| {r['way']} | {r['samples']} | {r['ms_per_sample']:.1f} | {r['ratio_to_running']:.2f} "
         f"| {r['ratio_to_streamed']:.2f} | {r['cpu_ratio_to_running']:.2f} "
-        f"| {r['peak_rss_mib']:.0f} |"
+        f"| {r['peak_mib']:.0f} |"
         for r in rows
     ]
     return "\n".join(lines)
