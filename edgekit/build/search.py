@@ -130,8 +130,8 @@ class Search:
             self._explore_families()
 
     def _explore_families(self) -> None:
-        """The best family is tuned before those of which nothing more can be made are tried; so
-        much time is left to them."""
+        """The best family is tuned before those of which nothing more can be made are tried; time
+        is kept for them until a tuned one keeps the accuracy."""
         simplest = [r for r in self._recipes[1:] if r.varies is None]
         able = [recipe for recipe in simplest if recipe.knobs]
         plain = [recipe for recipe in simplest if not recipe.knobs]
@@ -249,6 +249,8 @@ class Search:
         if Knob.SPARED in knobs and has_ends and not self.ranking.by_size:
             best = self._spare_ends(best)
         best = self._turn(best, _BASES)
+        if self.ranking.is_fine(best):
+            self._held_s = 0.0  # what is kept for others would go to what cannot win
         is_fine = not has_ends and self.ranking.is_fine(best)
         if not is_fine:
             best = self._round(best)
