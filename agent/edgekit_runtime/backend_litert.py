@@ -139,16 +139,17 @@ class LiteRtSession:
         """Errors: those of the interpreter."""
         self._shapes = {}  # until the interpreter has taken the new ones
         try:
-            self._prepare(shapes)
+            self._prepare(self._interpreter, shapes)
         except RuntimeError:  # a delegate that has taken one length may not take another
-            self._interpreter = self._make()
-            self._prepare(shapes)
+            other = self._make()
+            self._prepare(other, shapes)
+            self._interpreter = other
         self._shapes = shapes
 
-    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def _prepare(self, interpreter: Any, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
-            self._interpreter.resize_tensor_input(self._in[name]["index"], shape)
-        self._interpreter.allocate_tensors()
+            interpreter.resize_tensor_input(self._in[name]["index"], shape)
+        interpreter.allocate_tensors()
 
     def close(self) -> None:
         self._interpreter = None

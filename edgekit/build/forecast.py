@@ -6,6 +6,7 @@ in their place, and where nothing is known of the core or the runtime, there is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ import msgspec
 from edgekit.build.estimates import core_of, estimate, trace
 from edgekit.build.estimates.litert import works_of
 from edgekit.build.estimates.operators import Work, work_of
-from edgekit.build.estimates.roofline import LITERT, ONNXRUNTIME
+from edgekit.build.estimates.roofline import LITERT, LITERT_IN_PIECES, ONNXRUNTIME, Kernels
 from edgekit.build.host import Host
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import ModelFile
@@ -24,14 +25,23 @@ from edgekit.build.report import Estimate, Figure
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import Cpu, Profile, RuntimeKind
 from edgekit_converters import isolation
-from edgekit_converters.litert.operations import Operation
+from edgekit_converters.litert.operations import Listed
 from edgekit_converters.structure import structure_digest
 from edgekit_converters.tensorfile import read_tensors
 
 __all__ = ["Forecast", "Tracer", "estimate_of"]
 
-_KERNELS: Final = {RuntimeKind.ONNXRUNTIME: ONNXRUNTIME, RuntimeKind.LITERT: LITERT}
-"""Of runtimes that there are estimates for."""
+_ESTIMATED: Final = frozenset({RuntimeKind.ONNXRUNTIME, RuntimeKind.LITERT})
+"""Runtimes that there are estimates of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Of a processor, by a model."""
+
+    works: tuple[Work, ...]
+    kernels: Kernels
+    """That do it."""
 
 
 class Tracer:
@@ -40,21 +50,21 @@ class Tracer:
     def __init__(self, feeds: Path, *, scratch: Path, run: isolation.Run) -> None:
         """`feeds` is the file of the tensors to run on; `run` runs a LiteRT model in a child."""
         self._feeds, self._scratch, self._run = feeds, scratch, run
-        self._works: dict[Path, tuple[Work, ...] | None] = {}
+        self._asked: dict[Path, Asked | None] = {}
 
-    def works(self, model: ModelFile) -> tuple[Work, ...] | None:
+    def asked(self, model: ModelFile) -> Asked | None:
         """None where it does not run, or nothing is known of what it does."""
-        if model.path not in self._works:
+        if model.path not in self._asked:
             try:
-                self._works[model.path] = self._traced(model)
+                self._asked[model.path] = self._traced(model)
             except Refused:
-                self._works[model.path] = None
-        return self._works[model.path]
+                self._asked[model.path] = None
+        return self._asked[model.path]
 
-    def _traced(self, model: ModelFile) -> tuple[Work, ...] | None:
+    def _traced(self, model: ModelFile) -> Asked | None:
         if model.kind is RuntimeKind.ONNXRUNTIME:
             runs = trace(model.path, read_tensors(self._feeds), scratch=self._scratch)
-            return tuple(map(work_of, runs))
+            return Asked(works=tuple(map(work_of, runs)), kernels=ONNXRUNTIME)
         if model.kind is not RuntimeKind.LITERT:
             return None
         found = self._run(
@@ -63,16 +73,19 @@ class Tracer:
             {"path": str(model.path), "feeds": str(self._feeds)},
             isolation.limits_for(model.path.stat().st_size),
         )
-        return works_of(msgspec.convert(found, list[Operation]))
+        listed = msgspec.convert(found, Listed)
+        works = works_of(listed.operations)
+        kernels = LITERT if listed.is_whole else LITERT_IN_PIECES
+        return Asked(works=works, kernels=kernels) if works else None
 
 
 def estimate_of(model: ModelFile, cpu: Cpu, tracer: Tracer, *, threads: int) -> Estimate | None:
     """How long a model may take on a processor; None where too little is known."""
-    core, kernels = core_of(cpu), _KERNELS.get(model.kind)
-    if core is None or kernels is None:
+    core = core_of(cpu)
+    asked = tracer.asked(model) if core is not None else None
+    if core is None or asked is None:
         return None
-    works = tracer.works(model)
-    return estimate(works, core, threads=threads, kernels=kernels) if works else None
+    return estimate(asked.works, core, threads=threads, kernels=asked.kernels)
 
 
 class Forecast:
@@ -89,7 +102,7 @@ class Forecast:
     def is_able(self) -> bool:
         """Whether there can be estimates at all, float32's among them."""
         known = core_of(self._profile.cpu) is not None
-        return known and self._plan.runtimes[0].kind in _KERNELS
+        return known and self._plan.runtimes[0].kind in _ESTIMATED
 
     def estimate(self, variant: Variant) -> Estimate | None:
         if variant.failure is not None or variant.recipe.needs.features - self._host.features:

@@ -13,6 +13,7 @@ from build_requests import DIGITS, host_profile, request
 from litert_models import halves, stateful_file, whole_int8
 from onnx import TensorProto, helper
 from parts import need_package
+from real_models import package_directory
 from tools import need_environment
 
 import edgekit_profiles
@@ -300,3 +301,25 @@ def test_both_runtimes_have_estimates_for_a_device_that_is_not_here(
         assert estimate is not None and 0 < estimate.low < estimate.ms < estimate.high, recipe
     told = " ".join(made.report.remarks)
     assert "Times on raspberry-pi-4 are estimates of cortex-a72" in told
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_litert_model_whose_lengths_the_data_tell_is_built(
+    has_data: bool, tmp_path: Path, key: PrivateKey
+) -> None:
+    """openWakeWord's spectrogram does not load at the length that its file says."""
+    need_package("pyopen_wakeword", install="scripts/models")
+    model = package_directory("pyopen_wakeword") / "models" / "melspectrogram.tflite"
+    (given,) = open_session(RuntimeKind.LITERT, model).inputs
+    sound = np.random.default_rng(0).standard_normal((12, 1280)).astype(np.float32)
+    np.savez(tmp_path / "sound.npz", **{given.name: 1000 * sound})
+    made = build(
+        request(
+            model, tmp_path / "out", profiles=(profile("lite", RuntimeKind.LITERT),), key=key,
+            validation=str(tmp_path / "sound.npz") if has_data else None,
+            metric="cosine" if has_data else "auto", recipes=("litert/float16",), name="mel",
+        )
+    )  # fmt: skip
+    bundle = opened(made.built[0], key)
+    assert bundle.manifest.inputs[0].shape == ("axis0", "axis1")
+    assert reproduces(bundle, tmp_path)

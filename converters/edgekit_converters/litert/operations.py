@@ -17,10 +17,12 @@ from edgekit_contract.errors import Refused
 from edgekit_converters.litert.file import integers, is_constant, opened
 from edgekit_converters.tensorfile import read_tensors
 
-__all__ = ["Operand", "Operation", "read"]
+__all__ = ["Listed", "Operand", "Operation", "read"]
 
 _ONCE: Final = frozenset({"DEQUANTIZE", "DENSIFY"})
 """Of constants, these are done while the model loads (tensorflow/lite/kernels/dequantize.cc)."""
+_DELEGATED: Final = "DELEGATE"
+"""What the interpreter calls the node that stands for all that a delegate has taken."""
 _NESTED: Final = frozenset({"IF", "WHILE", "CALL", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE"})
 
 
@@ -39,15 +41,24 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[Operand, ...]
 
 
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    operations: tuple[Operation, ...]
+    """Of the main graph, in order."""
+    is_whole: bool
+    """Whether the delegate that LiteRT has by default (XNNPACK) takes them in one piece, so that
+    little or nothing is left to LiteRT's own kernels."""
+
+
 def read(path: str, feeds: str) -> Any:
-    """`Operation`s of the main graph for the tensors of the file `feeds`, in order, as JSON.
+    """What a model runs on the tensors of the file `feeds`: `Listed` as JSON.
 
     Errors: `Refused` for a model with branches or loops, whose rounds nobody counts here, and for
     one that does not run on these tensors.
     """
     model, codes, kinds = opened(path)
     graph = model.subgraphs[0]
-    shapes = _shapes(path, read_tensors(Path(feeds)))
+    tensors = read_tensors(Path(feeds))
+    shapes = {int(d["index"]): _shape(d) for d in _ran(path, tensors).get_tensor_details()}
     constants = {
         index
         for index, tensor in enumerate(graph.tensors)
@@ -77,30 +88,41 @@ def read(path: str, feeds: str) -> Any:
                 outputs=tuple(map(operand, integers(node.outputs))),
             )
         )
-    return msgspec.to_builtins(found)
+    listed = Listed(operations=tuple(found), is_whole=_pieces(path, tensors) == 1)
+    return msgspec.to_builtins(listed)
 
 
-def _shapes(path: str, feeds: Mapping[str, np.ndarray]) -> Mapping[int, tuple[int, ...]]:
-    """Of all tensors, after a run. Errors: `Refused`."""
+def _pieces(path: str, feeds: Mapping[str, np.ndarray]) -> int:
+    """Into which the default delegate takes the model. Errors: `Refused`."""
+    operators = _ran(path, feeds, delegates=True)._get_ops_details()
+    return sum(operator["op_name"] == _DELEGATED for operator in operators)
+
+
+def _ran(path: str, feeds: Mapping[str, np.ndarray], *, delegates: bool = False) -> Any:
+    """An interpreter after a run; without delegates, which keep shapes of what is between their
+    inputs and outputs to themselves, if not asked for. Errors: `Refused`."""
     from ai_edge_litert import interpreter as litert
 
+    kinds = litert.OpResolverType
     runner = litert.Interpreter(
         model_path=path,
-        # a delegate keeps shapes of what is between its inputs and outputs to itself
-        experimental_op_resolver_type=litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_op_resolver_type=kinds.AUTO
+        if delegates
+        else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     details: Sequence[Mapping[str, Any]] = runner.get_input_details()
     try:
         for detail in details:
-            if tuple(detail["shape"]) != feeds[detail["name"]].shape:
+            if _shape(detail) != feeds[detail["name"]].shape:
                 runner.resize_tensor_input(detail["index"], feeds[detail["name"]].shape)
         runner.allocate_tensors()
         for detail in details:
             runner.set_tensor(detail["index"], feeds[detail["name"]])
         runner.invoke()
     except (KeyError, ValueError, RuntimeError) as error:
-        raise Refused(f"it does not run without a delegate: {error}") from error
-    return {
-        int(detail["index"]): tuple(map(int, detail["shape"]))
-        for detail in runner.get_tensor_details()
-    }
+        raise Refused(f"it does not run: {error}") from error
+    return runner
+
+
+def _shape(detail: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(map(int, detail["shape"]))

@@ -25,6 +25,8 @@ _BITS: Final[Mapping[str, int]] = {
 """Of one element; others have 32."""
 _INT8: Final = frozenset({"int8", "uint8"})
 _PACKED: Final = frozenset({"int4", "uint4", "int2"})
+_TILE: Final = 8
+"""Channels that XNNPACK's kernels give at a time (4x8 and 6x8 on ARM, wider on x86-64: its src)."""
 _ROUNDING_STEPS: Final = 2
 """For each element that comes in: to find the range, and to round."""
 
@@ -98,6 +100,11 @@ def _bytes(operand: Operand) -> int:
 _Counted = tuple[Kind, int, Operand, Operand]
 
 
+def _tiled(outputs: int) -> int:
+    """What is computed for so many outputs: the others of a tile are thrown away."""
+    return -(-outputs // _TILE) * _TILE
+
+
 def _operands(run: Operation, *places: int) -> list[Operand] | None:
     """Inputs at these places, where all of them are there and are no scalars."""
     found = [run.inputs[at] for at in places if at < len(run.inputs)]
@@ -110,7 +117,8 @@ def _convolution(run: Operation) -> _Counted | None:
     if found is None:
         return None
     given, kernel = found
-    return Kind.DENSE, _elements(run.outputs[0]) * math.prod(kernel.shape[1:]), given, kernel
+    out = _elements(run.outputs[0]) // max(1, kernel.shape[0])
+    return Kind.DENSE, out * _tiled(kernel.shape[0]) * math.prod(kernel.shape[1:]), given, kernel
 
 
 def _convolution_3d(run: Operation) -> _Counted | None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgekit.build.estimates.cores import Core
 from edgekit.build.estimates.operators import Arithmetic, Kind, Work
 from edgekit.build.report import Estimate
 
-__all__ = ["LITERT", "ONNXRUNTIME", "Kernels", "estimate"]
+__all__ = ["LITERT", "LITERT_IN_PIECES", "ONNXRUNTIME", "Kernels", "estimate"]
 
 _F32, _F16, _I8 = Arithmetic.FLOAT32, Arithmetic.FLOAT16, Arithmetic.INT8
 
@@ -36,6 +36,8 @@ class Kernels:
     """What of the share of depthwise filters is left on a core without a layout in blocks."""
     spread: float
     """All of a model may take so many times longer or shorter, whatever it is made of."""
+    slowdown: float = 1.0
+    """So many times as long does all of it take."""
 
 
 ONNXRUNTIME: Final = Kernels(
@@ -70,6 +72,11 @@ bits nothing is published by core but that they are 1.3 times as fast as LiteRT'
 and 5 times on x86-64 (blog.tensorflow.org/2021/09/faster-quantized-inference-with-xnnpack.html).
 The spread is for what is not known: which operators it takes in a release, and the board. MobileNet
 v1 on a Raspberry Pi 4 is 75 ms in the README and 142 ms in github.com/google/XNNPACK/issues/814."""
+
+LITERT_IN_PIECES: Final = replace(LITERT, slowdown=1.5, spread=2.5)
+"""Where XNNPACK leaves a part to LiteRT's own kernels, and how much is not known here: with them
+alone a model takes 2.3 times as long
+(blog.tensorflow.org/2020/07/accelerating-tensorflow-lite-xnnpack-integration.html)."""
 
 _CYCLES: Final[Mapping[Kind, float]] = {
     Kind.ELEMENTWISE: 0.6,
@@ -120,6 +127,7 @@ def estimate(
         spent[key] = spent.get(key, 0.0) + _seconds(
             work, core, threads, kernels, model_bytes=weights
         )
+    spent = {key: seconds * kernels.slowdown for key, seconds in spent.items()}
     total = sum(spent.values()) or 1e-9
     logs = [math.log(core.spread), math.log(kernels.spread)]
     for (kind, is_int8), seconds in spent.items():
