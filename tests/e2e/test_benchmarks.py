@@ -40,6 +40,7 @@ NO_PROGRAMS = (
     "peers",
     "published_models",
     "real_models",
+    "transformer_models",
 )
 
 
