@@ -26,11 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import machine
 import numpy as np
+import onnx
 import psutil
 import real_models
 
@@ -41,11 +43,15 @@ from edgekit.build.ranges import calibrate
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import isolation
 from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator
+from edgekit_converters.calibration.statistics import TensorStatistics
+from edgekit_converters.calibration.watcher import Watcher, plan_probes
+from edgekit_converters.quantization.selection import select_static
 from edgekit_converters.sources import open_source
 from edgekit_runtime.session import SessionOptions, open_session
 
 DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
 _SHORT_SAMPLES: Final = 16
+_IN_TURN: Final = "sample by sample"
 _LOOK_S: Final = 0.1
 
 
@@ -150,6 +156,37 @@ def _edgekit(estimators: tuple[Estimator, ...]) -> Callable[[_Setting], dict[str
     return run
 
 
+def sample_by_sample(setting: _Setting) -> dict[str, float]:
+    """CPU time of a pass to that of running, in one process: the float model and both ways see each
+    sample in turn, so that a clock which swings does not tell them apart. Opening is left out."""
+    with contextlib.ExitStack() as stack:
+        opened = open_session(
+            RuntimeKind.ONNXRUNTIME, setting.normalized, SessionOptions(threads=setting.threads)
+        )
+        stack.callback(opened.close)
+        runs: dict[str, Callable[[Mapping[str, np.ndarray]], object]] = {"running": opened.run}
+        tensors = select_static(onnx.load_model(setting.normalized), wide=True).observed
+        for way, counts in (("minmax", False), ("all", True)):
+            plan = plan_probes(
+                setting.normalized, tensors, next(setting.feeds()), threads=setting.threads,
+                samples=counts,
+            )  # fmt: skip
+            watcher = Watcher(
+                setting.normalized, plan, threads=setting.threads, scratch=setting.scratch
+            )
+            stack.callback(watcher.close)
+            seen = {name: TensorStatistics(counts=counts) for name in tensors}
+            runs[way] = partial(watcher.enter, statistics=seen)
+        spent: dict[str, list[float]] = {way: [] for way in runs}
+        for feeds in setting.feeds():
+            for way, run in runs.items():
+                began = time.process_time()
+                run(feeds)
+                spent[way].append(time.process_time() - began)
+    whole = {way: statistics.median(seconds) for way, seconds in spent.items()}
+    return {way: whole[way] / whole["running"] for way in ("minmax", "all")}
+
+
 def _onnxruntime(method: str) -> Callable[[_Setting], dict[str, float]]:
     def run(setting: _Setting) -> dict[str, float]:
         import onnxruntime as ort
@@ -194,6 +231,9 @@ WAYS: Final[Mapping[str, tuple[Callable[[_Setting], dict[str, float]], int | Non
 
 def measure(way: str, model: Path, data: Path, count: int) -> dict[str, Any]:
     """One way, in this process."""
+    if way == _IN_TURN:
+        with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
+            return sample_by_sample(_Setting(model, data, count, Path(directory)))
     with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as directory:
         setting = _Setting(model, data, count, Path(directory))
         with setting.family as family:
@@ -263,7 +303,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=[*WAYS, _IN_TURN], help=argparse.SUPPRESS)
     parser.add_argument("--files", nargs=2, type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.way:
@@ -282,10 +322,15 @@ def main() -> None:
         rows = compare(
             model, data, samples=chosen.samples, threads=chosen.threads, rounds=chosen.rounds
         )
+        in_turn = in_a_child(_IN_TURN, model, data, chosen.samples, chosen.threads)
     if chosen.markdown:
         print(as_markdown(rows))
+        print(
+            "\nSample by sample in one process, CPU time to running: "
+            f"MinMax {in_turn['minmax']:.2f}, all estimators {in_turn['all']:.2f}"
+        )
     else:
-        machine.emit({"threads": chosen.threads, "ways": rows})
+        machine.emit({"threads": chosen.threads, "ways": rows, "sample_by_sample": in_turn})
 
 
 if __name__ == "__main__":
