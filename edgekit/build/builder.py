@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from edgekit.build.bench import Bench
+from edgekit.build.bundling import Bundling
 from edgekit.build.choice import Bounds
 from edgekit.build.contest import Contest
 from edgekit.build.data import Data
@@ -25,14 +26,13 @@ from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
 from edgekit.build.minimal import REMARK as MINIMAL_REMARK
-from edgekit.build.minimal import in_ort_format, operators_of
+from edgekit.build.minimal import in_ort_format
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.notebook import Notebook, default_path
-from edgekit.build.pack import Contents, Sealed, report_bytes, seal
+from edgekit.build.pack import Contents, Sealed, seal
 from edgekit.build.pantry import Pantry
-from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan, min_runtime_version
+from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan
 from edgekit.build.progress import Stopwatch
-from edgekit.build.provenance import git_commit, tool_versions
 from edgekit.build.ranking import Ranking
 from edgekit.build.remarks import data_remarks, host_remarks
 from edgekit.build.report import ErrorSample, Report
@@ -41,17 +41,14 @@ from edgekit.build.search import Deadlines, Search
 from edgekit.build.shelf import Shelf
 from edgekit.build.tools import missing_tools
 from edgekit.build.turns import DISTURBED, Turns
-from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
-from edgekit_contract.manifest import Provenance
-from edgekit_contract.profile import VNNI, Arch, Profile, RuntimeKind
-from edgekit_converters import environments, external, isolation
+from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import isolation
 from edgekit_converters.calibration.estimators import Estimator
-from edgekit_converters.facts import ModelFacts, read_facts, weight_bytes
+from edgekit_converters.facts import weight_bytes
 from edgekit_converters.quantization.selection import STATIC_OPERATORS
 from edgekit_converters.recipes import all_recipes
-from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.sources import Source, open_source
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions
@@ -187,7 +184,7 @@ class _Build:
             clock=turns.now,
         )
         self._kitchen = Kitchen(self._pantry, workshop, scratch=scratch)
-        self._golden: dict[tuple[str, int], GoldenSet] = {}
+        self._bundling = Bundling(request, self._pantry, run=workshop.run, watch=watch)
         self._tracer = Tracer(material.feeds, scratch=scratch, run=workshop.run)
         self._notebook = Notebook(request.figures or default_path())
 
@@ -245,8 +242,8 @@ class _Build:
                 remarks=(remark, *decided.report.remarks),
                 peak_ram_bytes=peak,
             )
-            golden = self._golden_of(variant, plan)
-            one = seal(self._contents(plan, variant, golden, report), self._request.key)
+            golden = self._bundling.golden_of(variant, plan)
+            one = seal(self._bundling.contents(plan, variant, golden, report), self._request.key)
             stem = one.filename.removesuffix(".ekb")
             sealed.append(replace(one, filename=f"{stem}-{number}.ekb"))
         return sealed
@@ -300,7 +297,7 @@ class _Build:
         runtime = plan.runtime(variant.kind)
         if runtime.minimal:
             variant = in_ort_format(variant, runtime, scratch=self._scratch, run=self._workshop.run)
-        golden = self._golden_of(variant, plan)
+        golden = self._bundling.golden_of(variant, plan)
         report = Report(
             name=request.name,
             version=request.version,
@@ -334,7 +331,7 @@ class _Build:
         return _Decided(
             plan=plan,
             report=report,
-            contents=self._contents(plan, variant, golden, report),
+            contents=self._bundling.contents(plan, variant, golden, report),
             contenders=verdict.contenders if request.contenders else (),
         )
 
@@ -388,71 +385,6 @@ class _Build:
             progress=self._watch,
             clock=self._turns.now,
         )
-
-    def _golden_of(self, variant: Variant, plan: ProfilePlan) -> GoldenSet:
-        runtime = plan.runtime(variant.kind)
-        key = (variant.title, runtime.threads)
-        if key not in self._golden:
-            with self._watch.stage("choosing golden vectors", None):
-                self._golden[key] = choose_vectors(
-                    variant.path,
-                    variant.kind,
-                    options=SessionOptions(threads=runtime.threads),
-                    samples=self._material.samples,
-                    output_step=variant.recipe.output_step,
-                    source=self._material.data_source,
-                )
-        return self._golden[key]
-
-    def _contents(
-        self, plan: ProfilePlan, variant: Variant, golden: GoldenSet, report: Report
-    ) -> Contents:
-        request, source = self._request, self._material.source
-        runtime = plan.runtime(variant.kind)
-        size = external.size_bytes(variant.path)
-        facts = read_facts(variant.path) if variant.kind is _ONNX else ModelFacts(size_bytes=size)
-        needs, pantry = variant.recipe.needs, self._pantry
-        ranges = pantry.sampled if needs.samples else pantry.calibration
-        needs_ranges = needs.samples or needs.estimator is not None
-        return Contents(
-            name=request.name,
-            version=request.version,
-            profile=plan.profile,
-            runtime=runtime,
-            model=variant.path,
-            signature=source.signature,
-            golden=golden.golden,
-            golden_data=golden.data,
-            labels=request.labels,
-            preprocess=request.preprocess,
-            postprocess=request.postprocess,
-            report=report_bytes(report),
-            min_runtime_version=min_runtime_version(runtime, variant.recipe, facts),
-            features=_relied_on(variant.recipe, plan.profile),
-            ir=facts.ir,
-            opset=facts.opset,
-            peak_ram_bytes=report.peak_ram_bytes,
-            provenance=Provenance(
-                source_name=source.title,
-                source_sha256=source.sha256,
-                recipe=variant.title,
-                calibration_sha256=ranges.sha256 if needs_ranges else None,
-                git_commit=None if source.origin is None else git_commit(source.origin),
-                tools=source.versions
-                | tool_versions(
-                    environments.LITERT.pins if variant.recipe.needs.runtime is _LITERT else ()
-                ),
-            ),
-            beside=operators_of(variant, run=self._workshop.run) if variant.kind is _ONNX else {},
-        )
-
-
-def _relied_on(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
-    """Features without which the variant's products could saturate (x86-64 only)."""
-    if recipe.needs.full_range is not True or profile.cpu.arch is not Arch.X86_64:
-        return ()
-    dot_products = sorted(VNNI & set(profile.cpu.features))
-    return tuple(dot_products[:1])
 
 
 def _named(errors: Sequence[ErrorSample], labels: Sequence[str]) -> tuple[ErrorSample, ...]:

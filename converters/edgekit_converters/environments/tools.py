@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.environments.catalogue import Environment
 from edgekit_converters.environments.installation import find
 from edgekit_converters.environments.interpreters import variables
-from edgekit_converters.isolation import StepFailed
+from edgekit_converters.isolation import StepFailed, cause_of, last_words
 
 __all__ = ["EnvironmentMissing", "Server", "ToolFailed", "ToolRefused", "call"]
-
-_STDERR_TAIL_BYTES: Final = 4096
 
 
 class EnvironmentMissing(Refused):
@@ -124,14 +119,8 @@ class Server:
 
 def _cause(code: int, log: Path) -> str:
     if code < 0:
-        with contextlib.suppress(ValueError):
-            return f"it crashed ({signal.Signals(-code).name})"
-        return f"it crashed (signal {-code})"
-    with log.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, size - _STDERR_TAIL_BYTES))
-        lines = stream.read().decode(errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return cause_of(code, log)
+    last = last_words(log)
     if "MemoryError" in last or "bad_alloc" in last:
         return "it needs more memory than it may have"
     return (last[:300] or f"it ended with code {code}").rstrip(".")

@@ -5,6 +5,8 @@ from edgekit_converters.isolation.calls import (
     Limits,
     Neighbours,
     StepRefused,
+    cause_of,
+    last_words,
     limits_for,
 )
 from edgekit_converters.isolation.letters import DISK_FAILED, StepFailed
@@ -19,6 +21,8 @@ __all__ = [
     "StepFailed",
     "StepRefused",
     "Workshop",
+    "cause_of",
+    "last_words",
     "limits_for",
     "run",
 ]

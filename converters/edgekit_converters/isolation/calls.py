@@ -23,7 +23,16 @@ from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_converters.isolation.letters import NO_ROOM, RESULT, STDERR, Answer, StepFailed
 
-__all__ = ["Call", "Conversation", "Limits", "Neighbours", "StepRefused", "cause_of", "limits_for"]
+__all__ = [
+    "Call",
+    "Conversation",
+    "Limits",
+    "Neighbours",
+    "StepRefused",
+    "cause_of",
+    "last_words",
+    "limits_for",
+]
 
 _STDERR_TAIL_BYTES: Final = 4096
 _GOODBYE_S: Final = 5.0
@@ -257,13 +266,19 @@ def _too_much(home: Path, bounds: Limits) -> int | None:
 
 
 def cause_of(code: int, stderr: Path) -> str:
+    """Why a process ended without a result, by its exit code (or minus its signal)."""
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"it crashed ({signal.Signals(-code).name})"
         return f"it crashed (signal {-code})"
+    last = last_words(stderr)
+    return f"it ended with code {code} and no result" + (f" ({last[:200]})" if last else "")
+
+
+def last_words(stderr: Path) -> str:
+    """The last line that a process wrote to a file; empty where it wrote none."""
     with stderr.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - _STDERR_TAIL_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"it ended with code {code} and no result" + (f" ({last[:200]})" if last else "")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

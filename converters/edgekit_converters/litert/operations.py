@@ -6,6 +6,7 @@ weights of float16 that it widens, is left out, and what comes of it counts as c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 
 from edgekit_contract.errors import Refused
-from edgekit_converters.litert.file import integers, is_constant, opened
+from edgekit_converters.litert.file import BITS, integers, is_constant, opened
 from edgekit_converters.tensorfile import read_tensors
 
 __all__ = ["Listed", "Operand", "Operation", "read"]
@@ -31,6 +32,14 @@ class Operand(msgspec.Struct, frozen=True, kw_only=True):
     """As the schema names it, in small letters: `float32`, `int4`."""
     shape: tuple[int, ...]
     is_constant: bool = False
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * BITS.get(self.dtype.upper(), 32) // 8
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):

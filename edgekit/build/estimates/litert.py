@@ -18,11 +18,6 @@ from edgekit_converters.litert.operations import Operand, Operation
 
 __all__ = ["works_of"]
 
-_BITS: Final[Mapping[str, int]] = {
-    "int4": 4, "uint4": 4, "int2": 2, "bool": 8, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16,
-    "float16": 16, "bfloat16": 16, "int64": 64, "uint64": 64, "float64": 64,
-}  # fmt: skip
-"""Of one element; others have 32."""
 _INT8: Final = frozenset({"int8", "uint8"})
 _PACKED: Final = frozenset({"int4", "uint4", "int2"})
 _TILE: Final = 8
@@ -53,7 +48,7 @@ def _simple(run: Operation) -> Work:
         kind=kind,
         arithmetic=Arithmetic.FLOAT32,
         macs=0,
-        elements=0 if kind is Kind.FREE else max(map(_elements, sides), default=0),
+        elements=0 if kind is Kind.FREE else max((side.elements for side in sides), default=0),
         # of a table only the rows that are looked up are read
         weight_bytes=min(weights, moved) if kind in (Kind.MOVEMENT, Kind.FREE) else weights,
         activation_bytes=0 if kind is Kind.FREE else moved,
@@ -71,7 +66,7 @@ def _product(run: Operation, kind: Kind, macs: int, given: Operand, weight: Oper
         kind=Kind.UNPACKING if weight.dtype in _PACKED else kind,
         arithmetic=Arithmetic.INT8 if narrow else Arithmetic.FLOAT32,
         macs=macs,
-        elements=_ROUNDING_STEPS * _elements(given) if is_rounded else 0,
+        elements=_ROUNDING_STEPS * given.elements if is_rounded else 0,
         weight_bytes=weights,
         activation_bytes=moved,
     )
@@ -84,17 +79,9 @@ def _given(run: Operation) -> list[Operand]:
 def _traffic(run: Operation) -> tuple[int, int]:
     """Bytes of constants, and of what else comes in and goes out."""
     inputs = _given(run)
-    constant = sum(_bytes(operand) for operand in inputs if operand.is_constant)
-    other = sum(_bytes(operand) for operand in inputs if not operand.is_constant)
-    return constant, other + sum(map(_bytes, run.outputs))
-
-
-def _elements(operand: Operand) -> int:
-    return math.prod(operand.shape)
-
-
-def _bytes(operand: Operand) -> int:
-    return _elements(operand) * _BITS.get(operand.dtype, 32) // 8
+    constant = sum(operand.size_bytes for operand in inputs if operand.is_constant)
+    other = sum(operand.size_bytes for operand in inputs if not operand.is_constant)
+    return constant, other + sum(operand.size_bytes for operand in run.outputs)
 
 
 _Counted = tuple[Kind, int, Operand, Operand]
@@ -117,7 +104,7 @@ def _convolution(run: Operation) -> _Counted | None:
     if found is None:
         return None
     given, kernel = found
-    out = _elements(run.outputs[0]) // max(1, kernel.shape[0])
+    out = run.outputs[0].elements // max(1, kernel.shape[0])
     return Kind.DENSE, out * _tiled(kernel.shape[0]) * math.prod(kernel.shape[1:]), given, kernel
 
 
@@ -127,7 +114,7 @@ def _convolution_3d(run: Operation) -> _Counted | None:
     if found is None:
         return None
     given, kernel = found
-    return Kind.DENSE, _elements(run.outputs[0]) * math.prod(kernel.shape[:-1]), given, kernel
+    return Kind.DENSE, run.outputs[0].elements * math.prod(kernel.shape[:-1]), given, kernel
 
 
 def _depthwise(run: Operation) -> _Counted | None:
@@ -136,7 +123,7 @@ def _depthwise(run: Operation) -> _Counted | None:
     if found is None:
         return None
     given, kernel = found
-    return Kind.DEPTHWISE, _elements(run.outputs[0]) * math.prod(kernel.shape[1:-1]), given, kernel
+    return Kind.DEPTHWISE, run.outputs[0].elements * math.prod(kernel.shape[1:-1]), given, kernel
 
 
 def _transposed(run: Operation) -> _Counted | None:
@@ -145,7 +132,7 @@ def _transposed(run: Operation) -> _Counted | None:
     if found is None:
         return None
     given, kernel = found
-    return Kind.DENSE, _elements(given) * math.prod(kernel.shape[:-1]), given, kernel
+    return Kind.DENSE, given.elements * math.prod(kernel.shape[:-1]), given, kernel
 
 
 def _connected(run: Operation) -> _Counted | None:
@@ -154,7 +141,7 @@ def _connected(run: Operation) -> _Counted | None:
     if found is None or len(found[1].shape) != 2:
         return None
     given, weight = found
-    out = _elements(run.outputs[0])
+    out = run.outputs[0].elements
     is_vector = weight.is_constant and out // max(1, weight.shape[0]) < ROWS_OF_A_MATRIX
     return Kind.VECTOR if is_vector else Kind.DENSE, out * weight.shape[1], given, weight
 
@@ -167,7 +154,7 @@ def _matrices(run: Operation) -> _Counted | None:
     given, other = found
     rows = max(1, run.outputs[0].shape[-2])
     inner = math.prod(given.shape[-2:]) // rows
-    return Kind.DENSE, _elements(run.outputs[0]) * inner, given, other
+    return Kind.DENSE, run.outputs[0].elements * inner, given, other
 
 
 def _recurrent(run: Operation) -> _Counted | None:
@@ -176,7 +163,7 @@ def _recurrent(run: Operation) -> _Counted | None:
     if found is None or len(found[0].shape) != 3:
         return None
     given, weight = found
-    gates = sum(_elements(gate) for gate in run.inputs[1:9] if gate is not None)
+    gates = sum(gate.elements for gate in run.inputs[1:9] if gate is not None)
     return Kind.RECURRENT, given.shape[0] * given.shape[1] * gates, given, weight
 
 
