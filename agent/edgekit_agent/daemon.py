@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -121,6 +122,7 @@ class Daemon:
         )
         self._connection = "connecting"
         self._connected = self._own_stream = self._believing = False
+        self._crowded_out: deque[Received] = deque(maxlen=1)
         self._unobeyed: Desired | None = None
         """A desired state that the storage did not take yet."""
         self._obey_at = self._pump_at = self._reject_at = 0.0
@@ -190,10 +192,15 @@ class Daemon:
 
     def _deliver(self, event: LinkEvent) -> None:
         """Bring an event of the link into the loop. In a flood messages are lost before memory is:
-        a range is asked for again, the rest is retained or sent again."""
+        a range is asked for again, an acknowledgement comes again. What the hub desires does not
+        come again before the next connection, so that the newest waits until there is room."""
         if isinstance(event, Received):
             most = _MOST_BLOBS if event.kind is Kind.BLOB else _MOST_WAITING
-            if self._loop.waiting >= most:
+            full = self._loop.waiting >= most
+            if event.kind is Kind.DESIRED and (full or self._crowded_out):
+                self._crowded_out.append(event)
+                return
+            if full:
                 return
         self._loop.post(lambda: self._on_link(event))
 
@@ -201,6 +208,8 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         reap()
+        while self._crowded_out:
+            self._on_received(self._crowded_out.popleft())
         for machine in self._machines.values():
             machine.tick()
         if self._updating is not None and self._updating.updater is None:

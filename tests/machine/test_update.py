@@ -542,3 +542,20 @@ def test_a_flood_of_what_no_hub_sends_is_told_once_and_stops_nothing(
         agent.wait(lambda: agent.serves("1.0"), "1.0")
         assert len(link.texts(EventKind.REJECTED)) == 1
         assert max(most) < 300
+
+
+def test_what_the_hub_desires_is_not_lost_in_a_flood(
+    shop: Shop, link: DirectLink, device: Path
+) -> None:
+    shop.release(variant("1.0"))
+    with running(device, link) as agent:
+        agent.wait(lambda: link.reported, "a report")
+        dry = threading.Event()
+        agent.daemon._loop.post(lambda: dry.wait(60) and None)
+        for _ in range(1000):
+            link._give(Received(Kind.ACK, b"junk"))
+        for generation, version in enumerate(("0.8", "0.9", "1.0"), 1):  # a broker tells each once
+            link.want(generation, tiny=version)
+        assert agent.daemon._loop.waiting < 300
+        dry.set()
+        agent.wait(lambda: agent.serves("1.0"), "1.0")
