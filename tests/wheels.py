@@ -49,7 +49,9 @@ def environment(where: Path, *requirements: str, python: str | Path = sys.execut
     """A fresh virtual environment with these requirements; its Python."""
     run(python, "-m", "venv", where)
     inner = where / "bin" / "python"
-    run(inner, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+    # --no-compile: most modules are never imported
+    options = ("--quiet", "--disable-pip-version-check", "--no-compile")
+    run(inner, "-m", "pip", "install", *options, *requirements)
     return inner
 
 

@@ -68,22 +68,27 @@ def script(page: Path) -> str:
     return "\n".join(["set -euo pipefail", *typed, "echo all commands ran"])
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a reader, who goes from page to page: what one built, the next need not."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path) -> None:
+def test_commands_of_page_work_when_typed(page: Path, tmp_path: Path, cache: Path) -> None:
     need("mosquitto")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:/usr/sbin:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "EDGEKIT_PASSPHRASE": "",
-        "EDGEKIT_CACHE": str(tmp_path / "cache"),
+        "EDGEKIT_CACHE": str(cache),
+        "EDGEKIT_CACHE_MIB": "500",
     }
     if page.name == "sources.md":
         need_package("skl2onnx", install="scripts/models")
     if page.name == "emulation.md":
         environment["EDGEKIT_CACHE"] = str(need_sysroot(edgekit_profiles.load("raspberry-pi-4")))
-    if page.name == "many.md":
-        environment["EDGEKIT_CACHE_MIB"] = "100"
     if page.name == "litert.md":
         environment["EDGEKIT_CACHE"] = str(need_environment(LITERT))
     log = tmp_path / "log"

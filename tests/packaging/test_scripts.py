@@ -31,12 +31,12 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def run(checkout: Path, script: str, python: Path) -> subprocess.CompletedProcess[str]:
+def run(checkout: Path, script: str, python: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """As somebody who is not root."""
     somebody = program(checkout.parent / "bin" / "id", "echo 1000")
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     return subprocess.run(
-        [checkout / "scripts" / script],
+        [checkout / "scripts" / script, *words],
         check=False,
         capture_output=True,
         text=True,
@@ -78,5 +78,5 @@ def test_coverage_is_told_of_a_run_that_fails_as_of_one_that_passes(
     whole = b"".join((checkout / part).read_bytes() for part in parts) + f"{VERSION}\n".encode()
     stamp = checkout / "venv" / "edgekit-check"
     stamp.write_text(f"{hashlib.sha256(whole).hexdigest()}  -\n")
-    done = run(checkout, "test", python)
+    done = run(checkout, "test", python, "--coverage")
     assert (done.returncode, done.stdout) == (code, "TOTAL 100%\n"), done.stderr
