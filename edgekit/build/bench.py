@@ -15,7 +15,7 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
 from edgekit.build.kitchen import Variant
-from edgekit.build.latency import measure_latencies
+from edgekit.build.latency import is_doubtful, joined, measure_latencies
 from edgekit.build.metrics import Metric
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.progress import Progress
@@ -30,8 +30,6 @@ __all__ = ["Bench"]
 _LATENCY_S: Final = 0.5
 """For each variant."""
 _LATENCY_FEEDS: Final = 4
-_DOUBTFUL: Final = 0.1
-"""A ratio nearer to 1 than this is taken a second time before it counts."""
 
 _SELECTION_S: Final = 4.0
 """How long float32 may take over the selection: beyond `_LEAST_SELECTED` samples no more are looked
@@ -168,10 +166,10 @@ class Bench:
                 measure_latencies, baseline=baseline.model, options=options, feeds=self._feeds
             )
             found = race(wanted, budget_s=min(_LATENCY_S * len(wanted), budget_s))
-            again = {name: wanted[name] for name in found if _is_doubtful(found[name])}
+            again = {name: wanted[name] for name in found if is_doubtful(found[name])}
             if again:
                 second = race(again, budget_s=min(_LATENCY_S * len(again), budget_s))
-                found |= {name: _both(found[name], second[name]) for name in again}
+                found |= {name: joined(found[name], second[name]) for name in again}
         for name, latency in found.items():
             self._latencies[keys[name]] = (
                 msgspec.structs.replace(latency, ratio=1.0, low=1.0, high=1.0)
@@ -179,22 +177,6 @@ class Bench:
                 else latency
             )
         return {title: self._latencies[key] for title, key in keys.items()}
-
-
-def _is_doubtful(latency: Latency) -> bool:
-    """Whether it is told apart from the baseline, but by little: where a session's memory happens
-    to lie, and what else a machine does, are the same in all rounds of a race."""
-    return (latency.is_slower or latency.is_faster) and abs(latency.ratio - 1) < _DOUBTFUL
-
-
-def _both(first: Latency, second: Latency) -> Latency:
-    """What two races say together: of the first, with an interval that holds those of both."""
-    return msgspec.structs.replace(
-        first,
-        low=min(first.low, second.low),
-        high=max(first.high, second.high),
-        rounds=first.rounds + second.rounds,
-    )
 
 
 def _told(variants: Sequence[Variant], options: Options) -> str:

@@ -212,7 +212,9 @@ def _best(
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:
         fastest = min(able, key=_speed)
-        edge = fastest.latency.high if fastest.latency and _speed(fastest) < 1 else 1.0
+        edge = 1.0
+        if fastest.latency and _speed(fastest) < 1:
+            edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
         equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
     return min(_smallest(equal), key=lambda c: (*_finest(c), c.title))
 

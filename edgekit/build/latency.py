@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from edgekit.build.accuracy import groups
@@ -18,7 +19,7 @@ from edgekit.build.report import Latency
 from edgekit.build.turns import alone
 from edgekit_runtime.session import Tensors
 
-__all__ = ["Clock", "measure_latencies", "ratio_of"]
+__all__ = ["Clock", "is_doubtful", "joined", "measure_latencies", "ratio_of"]
 
 _ROUND_S: Final = 0.004
 """A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
@@ -33,6 +34,7 @@ _PRECISE: Final = 0.01
 """Width of the ratio's interval, as a part of it, at which measuring ends early."""
 _HOPELESS: Final = 1.2
 """So much slower than the best so far, and sure of it: no need to know it better."""
+_DOUBTFUL: Final = 0.1
 _BASELINE: Final = ""
 """The baseline's name in a race; no recipe has it."""
 _WARM_UP_RUNS: Final = 3
@@ -149,4 +151,23 @@ def ratio_of(times: Sequence[tuple[float, float]]) -> Latency:
         low=float(low),
         high=float(high),
         rounds=len(pairs),
+    )
+
+
+def is_doubtful(latency: Latency) -> bool:
+    """Whether it is told apart from the baseline, but by little.
+
+    Where a session's memory happens to lie, and what else a machine does, may be the same in all
+    rounds of a race: run another.
+    """
+    return (latency.is_slower or latency.is_faster) and abs(latency.ratio - 1) < _DOUBTFUL
+
+
+def joined(first: Latency, second: Latency) -> Latency:
+    """What two races say together: the first's figures, with an interval that holds both."""
+    return msgspec.structs.replace(
+        first,
+        low=min(first.low, second.low),
+        high=max(first.high, second.high),
+        rounds=first.rounds + second.rounds,
     )

@@ -68,6 +68,12 @@ def test_latencies_whose_intervals_overlap_are_equal_and_the_smaller_wins() -> N
     assert chosen(candidate("a", ratio=0.50), candidate("b", ratio=0.52, size=500)) == "b"
 
 
+def test_latencies_within_2_percent_are_equal_however_sure_and_the_smaller_wins() -> None:
+    fast = candidate("a", ratio=0.5, spread=0.0005)
+    assert chosen(fast, candidate("b", ratio=0.508, spread=0.0005, size=500)) == "b"
+    assert chosen(fast, candidate("b", ratio=0.52, spread=0.0005, size=500)) == "a"
+
+
 def test_difference_that_the_interval_does_not_exclude_is_none() -> None:
     assert chosen(candidate("a", ratio=0.95, spread=0.1)) == "float32"
 

@@ -15,7 +15,7 @@ from tflite_files import relu_file
 from edgekit.build.accuracy import Truths, measure_accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
-from edgekit.build.latency import measure_latencies, ratio_of
+from edgekit.build.latency import is_doubtful, joined, measure_latencies, ratio_of
 from edgekit.build.metrics import Metric
 from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Silent
@@ -44,6 +44,22 @@ def test_equal_models_are_neither_faster_nor_slower() -> None:
     random = np.random.default_rng(1)
     found = ratio_of([tuple(random.uniform(1, 1.2, 2)) for _ in range(60)])
     assert not found.is_faster and not found.is_slower
+
+
+@pytest.mark.parametrize(("again", "is_slower"), [(1.0, False), (1.05, True)])
+def test_a_small_difference_counts_where_two_races_agree(again: float, is_slower: bool) -> None:
+    random = np.random.default_rng(2)
+    first, second = (
+        ratio_of([(1.0, ratio * random.uniform(0.99, 1.01)) for _ in range(60)])
+        for ratio in (1.05, again)
+    )
+    assert first.is_slower and is_doubtful(first)
+    assert joined(first, second).is_slower is is_slower
+    assert joined(first, second).rounds == 120
+
+
+def test_a_large_difference_or_none_needs_no_second_race() -> None:
+    assert not any(is_doubtful(ratio_of([(1.0, ratio)] * 20)) for ratio in (0.5, 1.0, 1.01, 1.2))
 
 
 CASTS = (

@@ -137,6 +137,35 @@ def test_even_channels_get_no_node_of_their_own(tmp_path: Path) -> None:
     assert smoothed(gated(), even_feeds(16), tmp_path)[0] == 0
 
 
+def test_a_node_is_added_only_where_it_takes_a_share_of_all_errors() -> None:
+    nodes = [
+        node("Sigmoid", "x", "s"),
+        node("MatMul", "s v", "a"),
+        node("Sigmoid", "a", "t"),
+        node("MatMul", "t w", "y"),
+    ]
+    held = {"v": np.sign(normal(WIDTH, WIDTH)), "w": np.sign(normal(WIDTH, 12))}
+    for weight in held.values():
+        weight[3] /= 100  # else the loud channel is all that counts
+    model = model_of(nodes, held, rank=3)
+    loud, quiet = rows_of(40.0), rows_of(4.0)
+    assert smooth(copied(model), {"s": loud}) == ["s"]
+    assert smooth(copied(model), {"t": quiet}) == ["t"]
+    assert smooth(copied(model), {"s": loud, "t": quiet}) == ["s"]
+
+
+def rows_of(factor: float) -> Rows:
+    """Of two samples, with one channel so many times as large as the others."""
+    values = normal(64, WIDTH) * np.where(np.arange(WIDTH) == 3, factor, 1.0)
+    halves = values.reshape(2, 32, WIDTH)
+    return Rows(
+        values=values.astype(np.float32),
+        samples=np.repeat([0, 1], 32),
+        low=halves.min(axis=1).astype(np.float32),
+        high=halves.max(axis=1).astype(np.float32),
+    )
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_error_grows_whatever_the_model(seed: int, tmp_path: Path) -> None:
     random = np.random.default_rng(seed)

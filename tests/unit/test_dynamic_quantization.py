@@ -210,6 +210,69 @@ def test_products_that_read_one_tensor_are_one_and_compute_the_same(tmp_path: Pa
     assert np.array_equal(got["v"], want["v"])  # a column's numbers are its own
 
 
+@pytest.mark.parametrize(
+    ("shape", "heads"), [((0, 0, 2, 4), 2), ((0, -1, 2, 4), 2), ((1, -1, 1, 8), 1)]
+)
+def test_projections_by_heads_are_laid_out_in_one(
+    shape: tuple[int, ...], heads: int, tmp_path: Path
+) -> None:
+    model = onnx.parser.parse_model(
+        f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[1, N, 6] x) => (float[1, {heads}, N, M] scores, float[1, {heads}, N, D] v)
+        <int64[4] s = {{{", ".join(map(str, shape))}}}>
+        {{
+            pq = MatMul(x, wq) aq = Add(pq, bq) rq = Reshape(aq, s)
+            q = Transpose <perm = [0, 2, 1, 3]> (rq)
+            pk = MatMul(x, wk) ak = Add(pk, bk) rk = Reshape(ak, s)
+            k = Transpose <perm = [0, 2, 3, 1]> (rk)
+            pv = MatMul(x, wv) av = Add(pv, bv) rv = Reshape(av, s)
+            v = Transpose <perm = [0, 2, 1, 3]> (rv)
+            scores = MatMul(q, k)
+        }}
+        """
+    )
+    random = np.random.default_rng(3)
+    for name in ("wq", "wk", "wv", "bq", "bk", "bv"):
+        value = random.standard_normal((6, 8) if name[0] == "w" else (8,)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.name_nodes(model)
+    onnx.save_model(model, tmp_path / "before.onnx")
+    assert merge_products(model, ()) == 2
+    onnx.checker.check_model(model)
+    onnx.save_model(model, tmp_path / "after.onnx")
+    counted = graph.operators(model)
+    # all in one, and what turns the keys
+    assert (counted["Reshape"], counted["Split"], counted["Transpose"]) == (1, 1, 2)
+    feeds = {"x": random.standard_normal((1, 5, 6)).astype(np.float32)}
+    before, after = (
+        open_session(RuntimeKind.ONNXRUNTIME, tmp_path / f"{n}.onnx").run(feeds)
+        for n in ("before", "after")
+    )
+    assert all(np.allclose(after[name], before[name], atol=1e-5) for name in before)
+
+
+def test_layouts_that_differ_are_made_one_by_one(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["": 17]>
+        g (float[1, N, 6] x) => (float[1, 2, N, 4] q, float[1, 4, N, 2] k)
+        <int64[4] s = {0, 0, 2, 4}, int64[4] t = {0, 0, 4, 2}>
+        {
+            pq = MatMul(x, wq) rq = Reshape(pq, s) q = Transpose <perm = [0, 2, 1, 3]> (rq)
+            pk = MatMul(x, wk) rk = Reshape(pk, t) k = Transpose <perm = [0, 2, 1, 3]> (rk)
+        }
+        """
+    )
+    for name in ("wq", "wk"):
+        value = np.eye(6, 8, dtype=np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    graph.name_nodes(model)
+    assert merge_products(model, ()) == 1
+    onnx.checker.check_model(model)
+    assert graph.operators(model)["Reshape"] == 2
+
+
 def test_biases_go_along_and_products_with_other_readers_stay(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         """

@@ -38,7 +38,9 @@ _SAMPLES: Final = 32
 _STRENGTHS: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """`a`: how much of the outliers the weights take over."""
 _PAID_GAIN: Final = 0.5
-"""Where a node must be added, errors must fall below this part of what they were."""
+"""Where a node must be added, errors must fall below this part of what they were,"""
+_PAID_SHARE: Final = 0.03
+"""and by this part of those of all tensors: a multiplication takes as long wherever it is."""
 _OUTPUTS: Final = 256
 """Choices are made by about so many outputs; whether the best is worth it is judged by all."""
 _STEPS: Final = 255
@@ -121,18 +123,20 @@ def collect_rows(
 def smooth(model: ModelProto, rows: Mapping[str, Rows]) -> list[str]:
     """Smooth in place each tensor of `rows` whose readers' outputs gain by it in 8 bits; the
     tensors that were smoothed."""
-    divisors: dict[str, np.ndarray] = {}
     junctions = [junction for junction in _junctions(model) if junction.tensor in rows]
+    found = {}
     for junction in junctions:
         weights = [_matrix(model, reader) for reader in junction.readers]
         if all(np.isfinite(weight).all() for weight in weights):
-            gain = _PAID_GAIN if junction.inserted else 1.0
-            found = _best(rows[junction.tensor], weights, gain)
-            if found is not None:
-                divisors[junction.tensor] = found
-    chosen = [junction for junction in junctions if junction.tensor in divisors]
-    scale(model, chosen, {name: 1 / values for name, values in divisors.items()})
-    return list(divisors)
+            found[junction.tensor] = _best(rows[junction.tensor], weights)
+    worth = _PAID_SHARE * sum(smoothing.before for smoothing in found.values())
+    chosen = [
+        junction
+        for junction in junctions
+        if junction.tensor in found and found[junction.tensor].gains(junction.inserted, worth)
+    ]
+    scale(model, chosen, {j.tensor: 1 / found[j.tensor].divisors for j in chosen})
+    return [junction.tensor for junction in chosen]
 
 
 def error(rows: Rows, weights: Sequence[np.ndarray], divisors: np.ndarray) -> float:
@@ -173,11 +177,27 @@ class _Trial:
         return float(np.sum(noise / self._power))
 
 
-def _best(rows: Rows, weights: Sequence[np.ndarray], gain: float) -> np.ndarray | None:
-    """Divisors of the least error, or None where they leave more than `gain` times what it is."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Smoothing:
+    """The best that was found for a tensor."""
+
+    divisors: np.ndarray
+    before: float
+    """Its readers' error, see `error`."""
+    after: float
+
+    def gains(self, inserted: bool, worth: float) -> bool:
+        if not inserted:
+            return self.after < self.before
+        return self.after < _PAID_GAIN * self.before and self.before - self.after >= worth
+
+
+def _best(rows: Rows, weights: Sequence[np.ndarray]) -> _Smoothing:
     best = min(_candidates(rows, weights), key=_Trial(rows, weights, _OUTPUTS).error)
     whole = _Trial(rows, weights)
-    return best if whole.error(best) < gain * whole.error(np.ones(len(best))) else None
+    return _Smoothing(
+        divisors=best, before=whole.error(np.ones(len(best))), after=whole.error(best)
+    )
 
 
 def _candidates(rows: Rows, weights: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
