@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -29,7 +29,9 @@ from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
-__all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed"]
+__all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed", "thrifty"]
+
+_PAID_SHARE: Final = 0.03
 
 
 def equalized(**arguments: Any) -> int:
@@ -45,6 +47,11 @@ def levelled(**arguments: Any) -> int:
 def smoothed(**arguments: Any) -> int:
     """`_rewritten` by `smooth_file`."""
     return _rewritten(smooth_file, **arguments)
+
+
+def thrifty(**arguments: Any) -> int:
+    """As `smoothed`, with nodes of its own only where they are worth their time."""
+    return _rewritten(partial(smooth_file, paid_share=_PAID_SHARE), **arguments)
 
 
 def _rewritten(

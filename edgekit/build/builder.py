@@ -36,7 +36,7 @@ from edgekit.build.progress import Stopwatch
 from edgekit.build.ranking import Ranking
 from edgekit.build.remarks import data_remarks, host_remarks
 from edgekit.build.report import ErrorSample, Report
-from edgekit.build.request import BuildRequest
+from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.search import Deadlines, Search
 from edgekit.build.shelf import Shelf
 from edgekit.build.tools import missing_tools
@@ -180,6 +180,7 @@ class _Build:
             scratch=scratch,
             threads=read_host().cores,
             progress=watch,
+            is_thrifty=request.objective is Objective.LATENCY,
             calibration_s=request.search_time_s * _CALIBRATION_SHARE,
             clock=turns.now,
         )

@@ -68,6 +68,8 @@ _REWRITES: Final = {
     Base.SMOOTHED: "smoothing activations",
 }
 """What the function in `STUDIES` that is named as the base does."""
+_THRIFTY: Final = "thrifty"
+"""The one that smooths for as little time as may be."""
 
 
 class Pantry:
@@ -82,16 +84,20 @@ class Pantry:
         scratch: Path,
         threads: int,
         progress: Progress,
+        is_thrifty: bool = False,
         calibration_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Calibrates for at most `calibration_s` by the clock, where `estimators` name any.
+
+        Where it `is_thrifty`, smoothing adds nodes only where they are worth their time.
 
         Errors: `DataRejected`.
         """
         self.material = material
         self._workshop, self._scratch, self._threads = workshop, scratch, threads
         self._progress, self._estimators = progress, estimators
+        self._is_thrifty = is_thrifty
         self._calibration_s, self._clock = calibration_s, clock
         self.remarks: list[str] = []
         """What was left out, a sentence each."""
@@ -127,7 +133,9 @@ class Pantry:
             "threads": self._threads,
         }
         try:
-            changed = self.run(_REWRITES[base], f"{STUDIES}:{base.value}", arguments)
+            is_thrifty = self._is_thrifty and base is Base.SMOOTHED
+            study = _THRIFTY if is_thrifty else base.value
+            changed = self.run(_REWRITES[base], f"{STUDIES}:{study}", arguments)
         except Refused as error:
             self.remarks.append(f"{_REWRITES[base].capitalize()} was left out: {plain(error)}.")
             return None

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from edgekit_contract.errors import Refused
+from edgekit_converters import environments
 from edgekit_converters.isolation import Limits, StepFailed, StepRefused, Workshop, run
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
@@ -42,6 +43,10 @@ def workshop_of() -> int:
     """The process that forked this one's supervisor."""
     status = Path(f"/proc/{os.getppid()}/status").read_text()
     return int(status.split("PPid:")[1].split()[0])
+
+
+def environments_of_here() -> str:
+    return str(environments.cache())
 
 
 def crash() -> None:
@@ -158,6 +163,17 @@ def workshop() -> Iterator[Workshop]:
             yield opened
     finally:
         sys.path.remove(str(Path(__file__).parent))
+
+
+def test_calls_see_the_cache_that_their_caller_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEKIT_CACHE", "kept/here")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    with Workshop() as opened:
+        seen = opened.run("it", here("environments_of_here"), {}, Limits())
+    assert seen == environments_of_here() == str(tmp_path / "kept/here/environments")
 
 
 def test_call_inherits_nothing_from_the_one_before(workshop: Workshop) -> None:

@@ -149,9 +149,9 @@ def test_a_node_is_added_only_where_it_takes_a_share_of_all_errors() -> None:
         weight[3] /= 100  # else the loud channel is all that counts
     model = model_of(nodes, held, rank=3)
     loud, quiet = rows_of(40.0), rows_of(4.0)
-    assert smooth(copied(model), {"s": loud}) == ["s"]
-    assert smooth(copied(model), {"t": quiet}) == ["t"]
-    assert smooth(copied(model), {"s": loud, "t": quiet}) == ["s"]
+    assert smooth(copied(model), {"s": loud, "t": quiet}) == ["s", "t"]
+    assert smooth(copied(model), {"s": loud, "t": quiet}, paid_share=0.03) == ["s"]
+    assert smooth(copied(model), {"t": quiet}, paid_share=0.03) == ["t"]
 
 
 def rows_of(factor: float) -> Rows:

@@ -38,9 +38,7 @@ _SAMPLES: Final = 32
 _STRENGTHS: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """`a`: how much of the outliers the weights take over."""
 _PAID_GAIN: Final = 0.5
-"""Where a node must be added, errors must fall below this part of what they were,"""
-_PAID_SHARE: Final = 0.03
-"""and by this part of those of all tensors: a multiplication takes as long wherever it is."""
+"""Where a node must be added, errors must fall below this part of what they were."""
 _OUTPUTS: Final = 256
 """Choices are made by about so many outputs; whether the best is worth it is judged by all."""
 _STEPS: Final = 255
@@ -67,15 +65,16 @@ def smooth_file(
     *,
     threads: int,
     scratch: Path,
+    paid_share: float = 0.0,
     embedded_bytes: int = external.MAX_EMBEDDED_BYTES,
 ) -> int:
     """Write a smoothed copy of a normalized model; how many tensors were smoothed. 0: none would
-    gain, and there is no file. Errors: those of the runtime."""
+    gain, and there is no file. `paid_share` as for `smooth`. Errors: those of the runtime."""
     model = onnx.load_model(source)
     rows = collect_rows(
         model, samples, threads=threads, scratch=scratch, embedded_bytes=embedded_bytes
     )
-    smoothed = smooth(model, rows)
+    smoothed = smooth(model, rows, paid_share=paid_share)
     if smoothed:
         external.save(model, out, embedded_bytes=embedded_bytes)
     return len(smoothed)
@@ -120,16 +119,20 @@ def collect_rows(
     }
 
 
-def smooth(model: ModelProto, rows: Mapping[str, Rows]) -> list[str]:
+def smooth(model: ModelProto, rows: Mapping[str, Rows], *, paid_share: float = 0.0) -> list[str]:
     """Smooth in place each tensor of `rows` whose readers' outputs gain by it in 8 bits; the
-    tensors that were smoothed."""
+    tensors that were smoothed.
+
+    Where a node must be added it has to take `paid_share` of the errors of all tensors away: it
+    takes as long wherever it is.
+    """
     junctions = [junction for junction in _junctions(model) if junction.tensor in rows]
     found = {}
     for junction in junctions:
         weights = [_matrix(model, reader) for reader in junction.readers]
         if all(np.isfinite(weight).all() for weight in weights):
             found[junction.tensor] = _best(rows[junction.tensor], weights)
-    worth = _PAID_SHARE * sum(smoothing.before for smoothing in found.values())
+    worth = paid_share * sum(smoothing.before for smoothing in found.values())
     chosen = [
         junction
         for junction in junctions

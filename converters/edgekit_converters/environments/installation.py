@@ -41,7 +41,7 @@ _COMPLETE: Final = "complete.json"
 def cache() -> Path:
     """Where environments are: EDGEKIT_CACHE, or edgekit's place in the user's cache (XDG)."""
     if named := os.environ.get("EDGEKIT_CACHE"):
-        return Path(named) / "environments"
+        return Path(named).absolute() / "environments"
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "edgekit" / "environments"
 

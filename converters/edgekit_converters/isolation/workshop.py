@@ -133,6 +133,9 @@ class _Server:
         self.home = Path(tempfile.mkdtemp(prefix="edgekit-step-"))
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         paths = os.pathsep.join(path for path in sys.path if path)
+        own = {**_ENVIRONMENT, "PYTHONPATH": paths}
+        if cache := os.environ.get("EDGEKIT_CACHE"):
+            own["EDGEKIT_CACHE"] = str(Path(cache).absolute())  # it works in another directory
         with theirs, (self.home / STDERR).open("wb") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _FORKS, str(theirs.fileno()), *warm],
@@ -140,7 +143,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
+                env={**os.environ, **own},
                 start_new_session=True,
                 pass_fds=(theirs.fileno(),),
             )
