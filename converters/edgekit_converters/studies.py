@@ -32,6 +32,7 @@ from edgekit_runtime.session import open_session
 __all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed", "thrifty"]
 
 _PAID_SHARE: Final = 0.03
+"""Of the errors of all tensors: what a node that smooths one must take away."""
 
 
 def equalized(**arguments: Any) -> int:

@@ -196,6 +196,7 @@ class _Smoothing:
 
 
 def _best(rows: Rows, weights: Sequence[np.ndarray]) -> _Smoothing:
+    """Found by some outputs, and judged by all."""
     best = min(_candidates(rows, weights), key=_Trial(rows, weights, _OUTPUTS).error)
     whole = _Trial(rows, weights)
     return _Smoothing(
