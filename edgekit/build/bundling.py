@@ -58,6 +58,7 @@ class Bundling:
                     samples=self._material.samples,
                     output_step=variant.recipe.output_step,
                     source=self._material.data_source,
+                    run=self._run,
                 )
         return self._golden[key]
 

@@ -5,15 +5,18 @@ a clear margin, where top-1 is to be compared; the tolerance is the spread over 
 one step of the output's number format. Integers of 8 bits are quantized values, wider ones are
 class numbers and counts, where one more is another thing. Samples with NaN or infinity in their
 outputs are kept only if no other is there, and only if all levels have them in the same places.
+Levels that nobody has run the model at are run in a child: other kernels compute there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from edgekit.build.samples import Sample
@@ -21,6 +24,8 @@ from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Golden, Tolerance
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import external, isolation
+from edgekit_converters.tensorfile import read_tensors, write_tensors
 from edgekit_runtime.golden import GoldenVector, golden_bytes, stored
 from edgekit_runtime.session import (
     InferenceFailed,
@@ -31,7 +36,7 @@ from edgekit_runtime.session import (
     open_session,
 )
 
-__all__ = ["CANDIDATES", "GoldenSet", "choose_vectors", "given_vectors"]
+__all__ = ["CANDIDATES", "GoldenSet", "choose_vectors", "given_vectors", "run_at"]
 
 CANDIDATES: Final = 64
 """Samples to choose golden vectors from."""
@@ -75,6 +80,7 @@ def choose_vectors(
     samples: Samples,
     output_step: float,
     source: str,
+    run: isolation.Run = isolation.run,
 ) -> GoldenSet:
     """Pick vectors from the first samples and derive their tolerances.
 
@@ -97,11 +103,7 @@ def choose_vectors(
     session = open_session(kind, model, options)  # anew: a model may keep state, as devices begin
     outputs = {index: session.run(feeds[index]) for index in sorted(feeds)}
     session.close()
-    others = [
-        found
-        for level in (Optimization.NONE, Optimization.BASIC)
-        if (found := _outputs_at(level, model, kind, options, feeds)) is not None
-    ]
+    others = list(_outputs_at_other_levels(model, kind, options, feeds, run))
     outputs = {
         index: wanted
         for index, wanted in outputs.items()
@@ -245,25 +247,55 @@ def _pick(candidates: Sequence[_Candidate]) -> set[int]:
     return picked
 
 
-def _outputs_at(
-    level: Optimization,
+def _outputs_at_other_levels(
     model: Path,
     kind: RuntimeKind,
     options: SessionOptions,
-    feeds: Mapping[int, Mapping[str, np.ndarray]],
-) -> dict[int, Outputs] | None:
-    """Outputs at another optimization level; None where the runtime does not run the model so."""
-    less = SessionOptions(threads=options.threads, providers=options.providers, optimization=level)
+    feeds: Mapping[int, Outputs],
+    run: isolation.Run,
+) -> Iterator[dict[int, Outputs]]:
+    """Outputs at each other optimization level at which the runtime runs the model."""
+    size_bytes = external.size_bytes(model) if kind is RuntimeKind.ONNXRUNTIME else 0
+    bounds = isolation.limits_for(size_bytes or model.stat().st_size)
+    with tempfile.TemporaryDirectory(prefix="edgekit-golden-") as directory:
+        files = {index: Path(directory) / f"{index}.npz" for index in feeds}
+        for index, path in files.items():
+            write_tensors(path, feeds[index])
+        for level in (Optimization.NONE, Optimization.BASIC):
+            less = SessionOptions(
+                threads=options.threads, providers=options.providers, optimization=level
+            )
+            outputs = {index: path.with_suffix(f".{level.value}") for index, path in files.items()}
+            words = {
+                "model": str(model),
+                "kind": kind.value,
+                "options": msgspec.to_builtins(less),
+                "files": [(str(files[index]), str(outputs[index])) for index in files],
+            }
+            try:
+                ran = run("optimizing it less", "edgekit.build.vectors:run_at", words, bounds)
+            except isolation.StepFailed:
+                continue
+            if ran:
+                yield {index: read_tensors(path) for index, path in outputs.items()}
+
+
+def run_at(
+    model: str, kind: str, options: Mapping[str, Any], files: Sequence[Sequence[str]]
+) -> bool:
+    """In the child: write what the model gives for each file of inputs.
+
+    False where the runtime does not run it so.
+    """
     try:
-        session = open_session(kind, model, less)
-    except ModelUnloadable:
-        return None
-    try:
-        return {index: session.run(tensors) for index, tensors in feeds.items()}
-    except InferenceFailed:
-        return None
-    finally:
-        session.close()
+        session = open_session(
+            RuntimeKind(kind), Path(model), msgspec.convert(options, SessionOptions)
+        )
+        for feeds, out in files:
+            write_tensors(Path(out), session.run(read_tensors(Path(feeds))))
+    except (ModelUnloadable, InferenceFailed):
+        return False
+    return True
 
 
 def _tolerance(
