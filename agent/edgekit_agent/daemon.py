@@ -12,7 +12,6 @@ import os
 import random
 import secrets
 import sys
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +30,7 @@ from edgekit_agent.facts_probe import FactsProbe
 from edgekit_agent.health import Telemetry
 from edgekit_agent.link import Connected, Link, LinkEvent, Received, TakenOver
 from edgekit_agent.loop import Loop
+from edgekit_agent.mailbox import Mailbox
 from edgekit_agent.outbox import Outbox
 from edgekit_agent.reporting import fitting_report
 from edgekit_agent.status_socket import StatusSocket
@@ -63,9 +63,6 @@ _TURN_S: Final = 0.2
 _REPORT_EVERY_S: Final = 0.25
 _INFLIGHT: Final = 20
 """Stored messages out at once."""
-_MOST_BLOBS: Final = 64
-"""Frames with ranges that wait for the loop: a few windows of the updater."""
-_MOST_WAITING: Final = 256
 _REJECTED_EVERY_S: Final = 60.0
 _RESEND_S: Final = 60.0
 _MOST_RESEND_S: Final = 900.0
@@ -98,6 +95,7 @@ class Daemon:
         self._instance = secrets.token_hex(4)
         self._link = link(encode(Status(online=False, instance=self._instance)))
         self._loop = Loop()
+        self._mailbox = Mailbox(self._loop, self._on_link)
         self._telemetry = Telemetry(directory, trimmed.thermal)
         self._probe = FactsProbe(config.profile, self._loop, self._on_facts)
         self._facts: DeviceFacts | None = None
@@ -122,7 +120,6 @@ class Daemon:
         )
         self._connection = "connecting"
         self._connected = self._own_stream = self._believing = False
-        self._crowded_out: deque[Received] = deque(maxlen=1)
         self._unobeyed: Desired | None = None
         """A desired state that the storage did not take yet."""
         self._obey_at = self._pump_at = self._reject_at = 0.0
@@ -188,28 +185,13 @@ class Daemon:
     def _on_facts(self, facts: DeviceFacts) -> None:
         """The device knows what it is: now it may talk to the hub."""
         self._facts = facts
-        self._link.start(self._deliver)
-
-    def _deliver(self, event: LinkEvent) -> None:
-        """Bring an event of the link into the loop. In a flood messages are lost before memory is:
-        a range is asked for again, an acknowledgement comes again. What the hub desires does not
-        come again before the next connection, so that the newest waits until there is room."""
-        if isinstance(event, Received):
-            most = _MOST_BLOBS if event.kind is Kind.BLOB else _MOST_WAITING
-            full = self._loop.waiting >= most
-            if event.kind is Kind.DESIRED and (full or self._crowded_out):
-                self._crowded_out.append(event)
-                return
-            if full:
-                return
-        self._loop.post(lambda: self._on_link(event))
+        self._link.start(self._mailbox.deliver)
 
     # --- time
 
     def _tick(self, now: float) -> None:
         reap()
-        while self._crowded_out:
-            self._on_received(self._crowded_out.popleft())
+        self._mailbox.tick()
         for machine in self._machines.values():
             machine.tick()
         if self._updating is not None and self._updating.updater is None:

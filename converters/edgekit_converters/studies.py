@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,10 +29,7 @@ from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
-__all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed", "thrifty"]
-
-_PAID_SHARE: Final = 0.03
-"""Of the errors of all tensors: what a node that smooths one must take away."""
+__all__ = ["equalized", "levelled", "moments", "noise", "ranges", "smoothed"]
 
 
 def equalized(**arguments: Any) -> int:
@@ -45,14 +42,9 @@ def levelled(**arguments: Any) -> int:
     return _rewritten(partial(equalize_file, with_weights=False), **arguments)
 
 
-def smoothed(**arguments: Any) -> int:
+def smoothed(*, paid_share: float, **arguments: Any) -> int:
     """`_rewritten` by `smooth_file`."""
-    return _rewritten(smooth_file, **arguments)
-
-
-def thrifty(**arguments: Any) -> int:
-    """As `smoothed`, with nodes of its own only where they are worth their time."""
-    return _rewritten(partial(smooth_file, paid_share=_PAID_SHARE), **arguments)
+    return _rewritten(partial(smooth_file, paid_share=paid_share), **arguments)
 
 
 def _rewritten(

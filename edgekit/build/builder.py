@@ -319,6 +319,7 @@ class _Build:
             remarks=(
                 *host_remarks(plan, request, host, verdict.candidates),
                 *data_remarks(request, self._material, self._kitchen, bench, verdict),
+                *golden.remarks,
                 *([MINIMAL_REMARK] if runtime.minimal else []),
                 *([DISTURBED] if self._turns.disturbed else []),
             ),

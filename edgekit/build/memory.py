@@ -11,8 +11,9 @@ import importlib
 from pathlib import Path
 from typing import Final
 
+from edgekit.build.model_file import ModelFile
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, isolation
+from edgekit_converters import isolation
 from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import SessionOptions, open_session
 
@@ -33,9 +34,7 @@ def peak_ram_bytes(model: Path, *, kind: RuntimeKind, feeds: Path, threads: int)
         "feeds": str(feeds),
         "threads": threads,
     }
-    is_onnx = kind is RuntimeKind.ONNXRUNTIME
-    size_bytes = external.size_bytes(model) if is_onnx else model.stat().st_size
-    bounds = isolation.limits_for(size_bytes)
+    bounds = isolation.limits_for(ModelFile(path=model, kind=kind).size_bytes)
     step = "measuring memory"
     return int(isolation.run(step, "edgekit.build.memory:measure", arguments, bounds))
 

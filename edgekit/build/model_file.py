@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import external
 from edgekit_runtime.session import Session, SessionOptions, open_session
 
 __all__ = ["ModelFile", "Options"]
@@ -20,6 +21,12 @@ Options: TypeAlias = Mapping[RuntimeKind, SessionOptions]
 class ModelFile:
     path: Path
     kind: RuntimeKind
+
+    @property
+    def size_bytes(self) -> int:
+        """With the files that its weights are in."""
+        is_onnx = self.kind is RuntimeKind.ONNXRUNTIME
+        return external.size_bytes(self.path) if is_onnx else self.path.stat().st_size
 
     def open(self, options: SessionOptions | None = None) -> Session:
         """Errors: as `open_session`."""

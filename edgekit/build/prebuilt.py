@@ -294,6 +294,7 @@ def _decide(
 ) -> tuple[Report, Contents]:
     profile, runtime, size_bytes = plan.profile, plan.runtimes[0], found.path.stat().st_size
     remarks = [_REMARKS[found.golden.golden.source].format(runtime=runtime.kind.value)]
+    remarks += found.golden.remarks
     if found.feeds is not None:
         peak = peak_ram_bytes(
             found.path, kind=runtime.kind, feeds=found.feeds, threads=runtime.threads

@@ -5,38 +5,30 @@ a clear margin, where top-1 is to be compared; the tolerance is the spread over 
 one step of the output's number format. Integers of 8 bits are quantized values, wider ones are
 class numbers and counts, where one more is another thing. Samples with NaN or infinity in their
 outputs are kept only if no other is there, and only if all levels have them in the same places.
-Levels that nobody has run the model at are run in a child: other kernels compute there.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
 
+from edgekit.build.levels import Outputs, run_levels
+from edgekit.build.model_file import ModelFile
 from edgekit.build.samples import Sample
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import Golden, Tolerance
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, isolation
-from edgekit_converters.tensorfile import read_tensors, write_tensors
+from edgekit_converters import isolation
 from edgekit_runtime.golden import GoldenVector, golden_bytes, stored
-from edgekit_runtime.session import (
-    InferenceFailed,
-    ModelUnloadable,
-    Optimization,
-    Session,
-    SessionOptions,
-    open_session,
-)
+from edgekit_runtime.session import Session, SessionOptions, open_session
 
-__all__ = ["CANDIDATES", "GoldenSet", "choose_vectors", "given_vectors", "run_at"]
+__all__ = ["CANDIDATES", "GoldenSet", "choose_vectors", "given_vectors"]
 
 CANDIDATES: Final = 64
 """Samples to choose golden vectors from."""
@@ -49,13 +41,14 @@ _CLEAR_MARGIN: Final = 2.0
 _QUANTIZED: Final = frozenset({"int8", "uint8"})
 
 Samples = Callable[[], Iterable[Sample]]
-Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenSet:
     vectors: tuple[GoldenVector, ...]
     golden: Golden
+    remarks: tuple[str, ...] = ()
+    """What a user should know of how they were found."""
 
     @property
     def data(self) -> bytes:
@@ -101,20 +94,25 @@ def choose_vectors(
         if index in chosen
     }
     session = open_session(kind, model, options)  # anew: a model may keep state, as devices begin
+    began = time.perf_counter()
     outputs = {index: session.run(feeds[index]) for index in sorted(feeds)}
+    run_s = time.perf_counter() - began
     session.close()
-    others = list(_outputs_at_other_levels(model, kind, options, feeds, run))
+    levels = run_levels(
+        ModelFile(path=model, kind=kind), feeds, options=options, run_s=run_s, run=run
+    )
     outputs = {
         index: wanted
         for index, wanted in outputs.items()
-        if all(_same_places(level[index], wanted) for level in others)
+        if all(_same_places(level[index], wanted) for level in levels.outputs)
     }
     if not outputs:
         raise Refused(
             "the model gives NaN or infinity in other places when it is optimized less: "
             "check the model and its preprocessing."
         )
-    return _golden_set(feeds, outputs, others, output_step=output_step, source=source)
+    chosen_set = _golden_set(feeds, outputs, levels.outputs, output_step=output_step, source=source)
+    return replace(chosen_set, remarks=levels.remarks)
 
 
 def given_vectors(
@@ -245,57 +243,6 @@ def _pick(candidates: Sequence[_Candidate]) -> set[int]:
         picked.add(candidate.index)
         used += candidate.size_bytes
     return picked
-
-
-def _outputs_at_other_levels(
-    model: Path,
-    kind: RuntimeKind,
-    options: SessionOptions,
-    feeds: Mapping[int, Outputs],
-    run: isolation.Run,
-) -> Iterator[dict[int, Outputs]]:
-    """Outputs at each other optimization level at which the runtime runs the model."""
-    size_bytes = external.size_bytes(model) if kind is RuntimeKind.ONNXRUNTIME else 0
-    bounds = isolation.limits_for(size_bytes or model.stat().st_size)
-    with tempfile.TemporaryDirectory(prefix="edgekit-golden-") as directory:
-        files = {index: Path(directory) / f"{index}.npz" for index in feeds}
-        for index, path in files.items():
-            write_tensors(path, feeds[index])
-        for level in (Optimization.NONE, Optimization.BASIC):
-            less = SessionOptions(
-                threads=options.threads, providers=options.providers, optimization=level
-            )
-            outputs = {index: path.with_suffix(f".{level.value}") for index, path in files.items()}
-            words = {
-                "model": str(model),
-                "kind": kind.value,
-                "options": msgspec.to_builtins(less),
-                "files": [(str(files[index]), str(outputs[index])) for index in files],
-            }
-            try:
-                ran = run("optimizing it less", "edgekit.build.vectors:run_at", words, bounds)
-            except isolation.StepFailed:
-                continue
-            if ran:
-                yield {index: read_tensors(path) for index, path in outputs.items()}
-
-
-def run_at(
-    model: str, kind: str, options: Mapping[str, Any], files: Sequence[Sequence[str]]
-) -> bool:
-    """In the child: write what the model gives for each file of inputs.
-
-    False where the runtime does not run it so.
-    """
-    try:
-        session = open_session(
-            RuntimeKind(kind), Path(model), msgspec.convert(options, SessionOptions)
-        )
-        for feeds, out in files:
-            write_tensors(Path(out), session.run(read_tensors(Path(feeds))))
-    except (ModelUnloadable, InferenceFailed):
-        return False
-    return True
 
 
 def _tolerance(
