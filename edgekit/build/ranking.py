@@ -68,10 +68,10 @@ class Ranking:
     def goes_by_forecast(self) -> bool:
         return self._forecast is not None
 
-    def key(self, trial: Trial) -> tuple[float, ...]:
+    def key(self, trial: Trial, *, size_part: float = 1.0) -> tuple[float, ...]:
         """Less is better: what keeps the bounds first, then by the objective, less what mending
-        the accuracy may cost of it."""
-        over = float(not self.is_within(trial))
+        the accuracy may cost of it. Its variations may come down to `size_part` of its size."""
+        over = float(not self.is_within(trial, size_part=size_part))
         if self.by_accuracy:
             return (over, -round(trial.closeness_db), self.ratio(trial), float(trial.size_bytes))
         baseline = self.baseline
@@ -83,14 +83,14 @@ class Ranking:
             return (over, size, -trial.closeness_db, ratio)
         return (over, ratio, size, -trial.closeness_db)
 
-    def is_within(self, trial: Trial) -> bool:
+    def is_within(self, trial: Trial, *, size_part: float = 1.0) -> bool:
         """Whether it keeps the bounds of size and time, as far as screening can tell."""
         bounds = self._bounds
         most_bytes = min(
             bounds.max_mb * 1e6 if bounds.max_mb is not None else math.inf,
             bounds.budget_bytes if bounds.budget_bytes is not None else math.inf,
         )
-        if trial.size_bytes > most_bytes:
+        if trial.size_bytes * size_part > most_bytes:
             return False
         if not self._on_target or bounds.max_ms is None or trial.latency is None:
             return True

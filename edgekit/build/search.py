@@ -222,21 +222,23 @@ class Search:
             return False
         best, mine = (
             self.ranking.key(self.ranking.best(self._trials.values())[0]),
-            self.ranking.key(trial),
+            self._family_key(trial),
         )
         return mine[0] > best[0] or mine[1] > _OUT_OF_REACH * best[1]
 
     def _promising(self) -> list[Trial]:
         """The best, but where size counts the families that go on to the fewest bits first."""
         best = self.ranking.best(self._trials.values())
-        if not self.ranking.by_size:
-            return best
-        return sorted(
-            best,
-            key=lambda trial: min(
-                recipe.bits for recipe in (trial.variant.recipe, *self._variations(trial))
-            ),
-        )
+        return sorted(best, key=self._least_bits if self.ranking.by_size else self._family_key)
+
+    def _family_key(self, trial: Trial) -> tuple[float, ...]:
+        """Of a trial for all that can be made of it: a bound of size may be kept by variations."""
+        part = self._least_bits(trial) / trial.variant.recipe.bits
+        return self.ranking.key(trial, size_part=part)
+
+    def _least_bits(self, trial: Trial) -> float:
+        """Of its weights, or of those of its variations."""
+        return min(recipe.bits for recipe in (trial.variant.recipe, *self._variations(trial)))
 
     def _tune(self, trial: Trial) -> None:
         """Turn one knob after the other, and keep what gains: what makes it faster first, since

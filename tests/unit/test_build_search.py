@@ -247,6 +247,19 @@ def test_what_is_over_a_bound_comes_last_and_is_no_reason_to_stop() -> None:
     assert [found.ranking.is_within(trial) for trial in found.trials] == [False, False, True]
 
 
+def test_family_whose_variations_keep_a_bound_of_size_is_tuned_though_its_first_does_not() -> None:
+    figures = {"fast": (0.4, 600, 30.0), "fast/4": (0.41, 300, 25.0), "small": (0.9, 100, 20.0)}
+    knobs = frozenset({Knob.RECONSTRUCTED})
+    found = search(
+        Table(figures),
+        replace(recipe("fast", knobs=knobs), bits=8),
+        replace(recipe("small", knobs=knobs), bits=4),
+        replace(recipe("fast/4", knobs=knobs, varies="fast"), bits=4),
+        bounds=Bounds(max_drop=0.01, max_mb=0.0005),
+    )
+    assert titles(found.explore())[0] == "fast/4"
+
+
 def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
     knobs = frozenset({Knob.RECONSTRUCTED, Knob.SMOOTHED})
     table = Table(
