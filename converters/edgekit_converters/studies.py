@@ -8,6 +8,7 @@ Invariant: what a study gives back is JSON; what is larger is in the file `out`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,11 +70,23 @@ def _rewritten(
     return 0 if same_outputs(got, read_tensors(Path(reference))) else changed
 
 
-def moments(*, model: str, out: str, samples: Sequence[str], threads: int) -> None:
-    """Write the moments of what a model's weighted nodes read."""
-    path = Path(model)
+def moments(
+    *, model: str, out: str, samples: Sequence[str], least: int, most_s: float, threads: int
+) -> None:
+    """Write the moments of what a model's weighted nodes read: over the first `least` samples, and
+    over the others for at most `most_s`."""
+    path, start = Path(model), time.monotonic()
     nodes = select_static(onnx.load_model(path, load_external_data=False)).nodes
-    found = collect_moments(path, nodes, _read(samples), threads=threads, scratch=Path(out).parent)
+
+    def timely() -> Iterator[Mapping[str, np.ndarray]]:
+        for index, feeds in enumerate(_read(samples)):
+            if index >= least and time.monotonic() - start > most_s:
+                return
+            yield feeds
+
+    found = collect_moments(
+        path, nodes, timely(), threads=threads, scratch=Path(out).parent, least=least
+    )
     write_moments(Path(out), found)
 
 

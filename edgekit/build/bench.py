@@ -27,7 +27,7 @@ from edgekit_runtime.session import Tensors
 
 __all__ = ["Bench"]
 
-_LATENCY_S: Final = 0.5
+_LATENCY_S: Final = 1.0
 """For each variant."""
 _LATENCY_FEEDS: Final = 4
 
@@ -35,6 +35,8 @@ _SELECTION_S: Final = 4.0
 """How long float32 may take over the selection: beyond `_LEAST_SELECTED` samples no more are looked
 at, or the search would see few variants. What is held out is run whole."""
 _LEAST_SELECTED: Final = 128
+_CLOSER: Final = 3
+"""So many times the samples, where those cannot tell."""
 
 
 class Bench:
@@ -83,6 +85,13 @@ class Bench:
         return self._measured(
             variants, 0, self.selection, self.looked_at, "running the validation data"
         )
+
+    def look_closer(self) -> None:
+        """Look at more of the selection from now on: what was found so far is forgotten."""
+        if self.looked_at < self._split.selected and self._most is not None:
+            self._most *= _CLOSER
+            self._truths[0] = Truths(self.truth)
+            self._accuracies = {key: a for key, a in self._accuracies.items() if key[1] != 0}
 
     def held_out(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy on what was held out from the choice, by title; empty where nothing was."""

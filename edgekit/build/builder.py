@@ -59,11 +59,11 @@ _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.75
+_TRIALS_SHARE: Final = 0.7
 """Of the search time that is left when calibration is done: until when trials begin."""
 _RELIEF_SHARE: Final = 0.9
 """The same for reliefs, full figures included; latencies come after."""
-_PACKING_SHARE: Final = 0.07
+_PACKING_SHARE: Final = 0.09
 """Of the search time: for latencies in full, golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
 """What ranking the nodes for the report takes, as a rule."""

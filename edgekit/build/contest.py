@@ -36,6 +36,8 @@ _REACH: Final = 0.03
 _REACH_OF_FORECASTS: Final = 1.0
 """The same, as a part, where times are estimates."""
 _CONTENDERS: Final = 4
+_CLOSE: Final = 2.0
+"""Times the loss that is allowed: more samples may show that it is less."""
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
 
@@ -81,7 +83,12 @@ class Contest:
             )
         ranked = [baseline, *self._finals(search, baseline, pending)]
         accuracies = self._accuracies(ranked)
-        worth = [t.variant for t in ranked if self._is_worth(accuracies, baseline, t)]
+        # what cannot be chosen for its accuracy is not timed
+        worth = [
+            trial.variant
+            for trial in ranked
+            if trial is baseline or self._is_tolerable(baseline, trial, margin=False)
+        ]
         latencies = self.bench.latencies(
             worth,
             baseline.variant,
@@ -144,35 +151,32 @@ class Contest:
     def _accuracies(self, trials: Sequence[Trial]) -> dict[str, Accuracy]:
         return self.bench.accuracies([t.variant for t in trials])
 
-    def _is_worth(self, found: dict[str, Accuracy], baseline: Trial, trial: Trial) -> bool:
-        """Whether its latency matters: what cannot be chosen for its accuracy is not timed."""
-        return trial is baseline or is_tolerable(
-            found[baseline.title].score,
-            found[trial.title].score,
-            self.bounds.max_drop,
-            margin=False,
-        )
-
     def _finals(self, search: Search, baseline: Trial, pending: list[Trial]) -> list[Trial]:
         """Those with full accuracy: in the order of the objective, until what is left cannot win.
 
         One that loses too much is relieved, and takes its place anew among those to come.
         """
-        truth = self._accuracies([baseline])[baseline.title].score
         tried: list[Trial] = []
         margin = _REACH_OF_FORECASTS if search.ranking.goes_by_forecast else _REACH
         reach: float | None = None
+        is_held = False
+        """Whether one keeps the accuracy, if with no margin."""
         while pending and len(tried) < _FINALISTS:
+            if search.is_over() and is_held:
+                break
             if reach is not None and (
                 search.is_over() or search.ranking.key(pending[0])[:2] > (0.0, reach)
             ):
                 break
             batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
             tried += batch
-            for trial, found in zip(batch, self._accuracies(batch).values(), strict=True):
-                fine = found.failure is None and is_tolerable(
-                    truth, found.score, self.bounds.max_drop
-                )
+            self._accuracies([baseline, *batch])
+            if reach is None and not search.is_over() and self._is_close(baseline, batch):
+                self.bench.look_closer()
+                self._accuracies([baseline, *batch])
+            for trial in batch:
+                fine = self._is_tolerable(baseline, trial)
+                is_held |= self._is_tolerable(baseline, trial, margin=False)
                 over, key = search.ranking.key(trial)[:2]
                 if fine and not over and (reach is None or key < reach):
                     reach = key + abs(key) * margin
@@ -181,6 +185,25 @@ class Contest:
                 if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.ranking.key)
         return tried
+
+    def _is_close(self, baseline: Trial, batch: Sequence[Trial]) -> bool:
+        """Whether more samples may tell that one of them keeps the accuracy, and none does yet."""
+        if any(self._is_tolerable(baseline, trial) for trial in batch):
+            return False
+        return any(
+            self._is_tolerable(baseline, trial, margin=False, allowance=_CLOSE) for trial in batch
+        )
+
+    def _is_tolerable(
+        self, baseline: Trial, trial: Trial, *, margin: bool = True, allowance: float = 1.0
+    ) -> bool:
+        found = self._accuracies([baseline, trial])
+        return found[trial.title].failure is None and is_tolerable(
+            found[baseline.title].score,
+            found[trial.title].score,
+            self.bounds.max_drop * allowance,
+            margin=margin,
+        )
 
     def _skipped(self, untried: Mapping[str, str]) -> tuple[Candidate, ...]:
         reasons = {**untried, **{s.recipe: s.reason for s in self.plan.skipped}}

@@ -1,7 +1,8 @@
 """How fast variants are: timed turn by turn with the baseline, in the runtime code of devices.
 
 Invariant: every round gives the baseline and each variant a turn, so that a noisy machine is noisy
-for all; what counts is the ratio within a round. Other builds on this machine hold still meanwhile.
+for all; what counts is the ratio within a round. A turn begins as it would where no other model
+runs. Other builds on this machine hold still meanwhile.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ __all__ = ["Clock", "is_doubtful", "joined", "measure_latencies", "ratio_of"]
 
 _ROUND_S: Final = 0.004
 """A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
+_SETTLED_S: Final = 0.025
+"""Where a run is shorter than this, the first of a turn does not count: it fetches weights that
+others have driven out of the caches, and on a device no other model runs in between."""
 _MIN_ROUNDS: Final = 15
 """Whatever the budget, unless they take longer than `_PATIENCE_S`:"""
 _LEAST_ROUNDS: Final = 5
@@ -105,16 +109,19 @@ class _Racer:
     ) -> None:
         self.session = model.open_by(options)
         self._clock = clock
-        self._repeats = 1
+        self._repeats, self._is_unsettled = 1, False
         last, began = 0.0, clock()
         for index in range(_WARM_UP_RUNS):
             last = self.run(feeds[index % len(feeds)])
             if clock() - began > _WARM_UP_S:
                 break
         self._repeats = max(1, int(_ROUND_S / max(last, 1e-7)))
+        self._is_unsettled = last < _SETTLED_S
 
     def run(self, tensors: Tensors) -> float:
         """Seconds of one run, the mean of a turn."""
+        if self._is_unsettled:
+            self.session.run(tensors)
         began = self._clock()
         for _ in range(self._repeats):
             self.session.run(tensors)

@@ -38,8 +38,12 @@ STUDIES: Final = "edgekit_converters.studies"
 _SAMPLES: Final = 128
 _SAMPLE_BYTES: Final = 256 * limits.MIB
 """At most, of the data that recipes are given as files."""
-_MOMENT_SAMPLES: Final = 24
+_STUDIED: Final = 24
 """Calibration samples that conditioning works with."""
+_MOMENT_SAMPLES: Final = 256
+"""At most, where moments need more of them and there is time."""
+_MOMENT_SHARE: Final = 0.4
+"""Of the time for calibration: what moments of further samples may take."""
 _STUDIED_BYTES: Final = 256 * limits.MIB
 """Of their files; a larger first one is used all the same."""
 _MAKE_TIMEOUT_S: Final = 120.0
@@ -109,6 +113,7 @@ class Pantry:
         self._measured: dict[Base, Mapping[str, Range]] = {}
         self._moments: dict[Base, Path] = {}
         self._studied: tuple[str, ...] = ()
+        self._asked = 0
         self._studying, self._sampling = threading.RLock(), threading.Lock()
         self.calibration = self._calibration_of(Base.NORMALIZED, self.normalized)
 
@@ -142,23 +147,24 @@ class Pantry:
             return None
         return out if changed else None
 
-    def feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
-        """A few of the samples that variants are made with."""
-        for sample in islice(self.material.calibration_samples(), _MOMENT_SAMPLES):
-            yield sample.feeds
+    def samples(self, most: int = _STUDIED) -> tuple[str, ...]:
+        """Files of the first samples that variants are made with, for children; written when first
+        asked for."""
+        with self._sampling:
+            if most > self._asked:
+                self._studied, self._asked = tuple(self._written(most)), most
+            return self._studied[:most]
 
-    def samples(self) -> tuple[str, ...]:
-        """Files of `feeds` for children, written when first asked for."""
-        if not self._studied:
-            written = 0
-            for index, feeds in enumerate(self.feeds()):
-                path = self._scratch / f"studied{index}.npz"
-                write_tensors(path, feeds)
-                self._studied += (str(path),)
-                written += path.stat().st_size
-                if written > _STUDIED_BYTES:
-                    break
-        return self._studied
+    def _written(self, most: int) -> Iterator[str]:
+        written = 0
+        for index, sample in enumerate(islice(self.material.calibration_samples(), most)):
+            path = self._scratch / f"studied{index}.npz"
+            if not path.exists():
+                write_tensors(path, sample.feeds)
+            yield str(path)
+            written += path.stat().st_size
+            if written > _STUDIED_BYTES:
+                return
 
     def sample_files(self) -> Path:
         """Tensor files of samples that variants are made with, from all over the data."""
@@ -241,6 +247,11 @@ class Pantry:
                 f"Recipes that need ranges{whose} were left out: {calibration.failure}."
             )
 
+    def observing_s(self, base: Base) -> float:
+        """How long it may take to collect moments; nothing where there are some."""
+        most_s = min(self._calibration_s * _MOMENT_SHARE, _MAKE_TIMEOUT_S / 2)
+        return 0.0 if base in self._moments else most_s
+
     def moments_of(self, base: Base, model: Path) -> Path:
         """Moments of what weighted nodes read, collected when first asked for.
 
@@ -252,7 +263,9 @@ class Pantry:
                 arguments = {
                     "model": str(model),
                     "out": str(path),
-                    "samples": self.samples(),
+                    "samples": self.samples(_MOMENT_SAMPLES),
+                    "least": _STUDIED,
+                    "most_s": self.observing_s(base),
                     "threads": self._threads,
                 }
                 with self._progress.stage("observing what layers read", None):

@@ -31,6 +31,8 @@ _GROWTH: Final = 0.05
 _LEAST_DROP: Final = 0.01
 """Where none is allowed."""
 _EQUAL_SIZE: Final = 0.01
+_ROUNDING: Final = 1.75
+"""What rounding that minds the inputs leaves of a loss, about, as a divisor."""
 
 
 class Ranking:
@@ -141,6 +143,15 @@ class Ranking:
         """Whether it loses no more than is allowed, as far as screening can tell."""
         return is_tolerable(
             self.baseline.accuracy.score, trial.accuracy.score, self._bounds.max_drop
+        )
+
+    def is_mendable(self, trial: Trial) -> bool:
+        """Whether other rounding may bring it to lose no more than is allowed."""
+        return trial.failure is None and is_tolerable(
+            self.baseline.accuracy.score,
+            trial.accuracy.score,
+            self._bounds.max_drop * _ROUNDING,
+            margin=False,
         )
 
     def better(self, best: Trial, other: Trial | None) -> Trial:

@@ -243,7 +243,9 @@ class Search:
     def _tune(self, trial: Trial) -> None:
         """Turn one knob after the other, and keep what gains: what makes it faster first, since
         the others are then turned once. How weights are rounded after variations, where the
-        accuracy does already and is not that of ranges, too."""
+        accuracy does already and is not that of ranges, too: it then is for those that are
+        smaller.
+        """
         knobs, best = trial.variant.recipe.knobs, trial
         # what needs ranges beforehand switches number formats at the ends, and pays for it there
         needs = trial.variant.recipe.needs
@@ -256,7 +258,7 @@ class Search:
         is_fine = not has_ends and self.ranking.is_fine(best)
         if not is_fine:
             best = self._round(best)
-        variations = self._variations(trial)
+        variations, tried = self._variations(trial), [best]
         while variations and not self.is_over():
             batch, variations = variations[:_MADE_TOGETHER], variations[_MADE_TOGETHER:]
             tuning = best.variant.tuning
@@ -264,9 +266,10 @@ class Search:
             for recipe in batch:
                 like = best if _differ_in_ranges(recipe, best.variant.recipe) else None
                 better = self.ranking.better if like is None else self.ranking.closer
-                best = better(best, self._try(recipe, tuning, like=like))
+                tried.append(self._try(recipe, tuning, like=like))
+                best = better(best, tried[-1])
         if is_fine:
-            best = self._round(best)
+            best = self._round_smallest(best, tried)
         if Knob.WIDE in knobs and not self.ranking.by_size:
             self.ranking.better(best, self._turned(best, wide=True))
 
@@ -281,13 +284,28 @@ class Search:
     def _round(self, start: Trial) -> Trial:
         """Change how weights are rounded, where that gains."""
         recipe = start.variant.recipe
-        if self.is_over() or not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
+        takes_s = self._kitchen.pantry.observing_s(Base.of(start.variant.tuning))
+        if self.is_over(takes_s) or not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
             return start
         self._make_ahead(start, _ROUNDINGS)
         best = start
         for changed in _ROUNDINGS:  # what has been made is looked at, though the time be over
             tuning = msgspec.structs.replace(start.variant.tuning, **changed)
             best = self.ranking.closer(best, self._try(recipe, tuning, like=start))
+        return best
+
+    def _round_smallest(self, best: Trial, tried: Sequence[Trial]) -> Trial:
+        """Round the smallest of those that rounding may bring to the accuracy and that are as fast
+        as the best; what is larger than one that it does bring there needs none."""
+        slowest = self.ranking.ratio(best) + 2 * FASTER
+        for trial in sorted(tried, key=lambda one: one.size_bytes):
+            is_as_good = trial is best or (
+                not self.ranking.by_accuracy
+                and (self.ranking.by_size or self.ranking.ratio(trial) <= slowest)
+                and self.ranking.is_mendable(trial)
+            )
+            if is_as_good and self.ranking.is_fine(rounded := self._round(trial)):
+                return rounded
         return best
 
     def _variations(self, trial: Trial) -> list[Recipe]:

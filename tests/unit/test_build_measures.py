@@ -94,6 +94,19 @@ def bench(path: Path, samples: int) -> Bench:
     )
 
 
+def test_closer_look_takes_more_of_the_selection_and_forgets_what_was_found(tmp_path: Path) -> None:
+    found = bench(tmp_path / "b", 2000)
+    variant = Variant(
+        recipe=find_recipe("float32"), kind=RuntimeKind.NULL, path=null_model(tmp_path / "a", 1.01)
+    )
+    found._most = 200
+    counts = []
+    for _ in range(3):
+        counts.append(found.accuracies([variant])["float32"].samples)
+        found.look_closer()
+    assert counts == [200, 600, 1000] and found.looked_at == 1000
+
+
 @pytest.mark.parametrize("samples", [MIN_HELD_OUT - 1, MIN_HELD_OUT])
 def test_enough_samples_are_split_between_choice_and_report(tmp_path: Path, samples: int) -> None:
     found = bench(tmp_path / "b", samples)

@@ -54,6 +54,7 @@ class Table:
         self.normalized = Path("unused.onnx")
         self.nodes: tuple[str, ...] = ()
         """The noisiest first."""
+        self.observes_s = 0.0
         self.pantry = self
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
@@ -63,6 +64,9 @@ class Table:
 
     def base(self, base: Base) -> Path:
         return self.normalized
+
+    def observing_s(self, base: Base) -> float:
+        return self.observes_s
 
     def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         return tuple(
@@ -273,6 +277,62 @@ def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
     found = search(table, recipe("a", knobs=knobs), recipe("b", varies="a"))
     assert titles(found.explore())[0] == "b (smoothed)"
     assert "b (smoothed, reconstructed)" not in table.tried
+
+
+def narrower(table: Table, *, objective: Objective = Objective.LATENCY) -> list[str]:
+    """What is rounded of variations of fewer and fewer bits, the first of which lose too much."""
+    knobs = frozenset({Knob.RECONSTRUCTED})
+    children = [
+        recipe(f"a/{bits}", varies="a", knobs=knobs) for bits in (6, 5, 4)
+    ]
+    search(table, recipe("a", knobs=knobs), *children, objective=objective).explore()
+    return [title for title in table.tried if "reconstructed" in title]
+
+
+def narrow_table() -> Table:
+    figures: dict[str, Figures] = {
+        "a": (0.5, 250, 30.0),
+        "a/6": (0.51, 200, 25.0),
+        "a/5": (0.51, 160, 20.0),
+        "a/4": (0.51, 120, 15.0),
+    }
+    figures |= {
+        f"{title} (reconstructed)": (ratio, size, closeness + 2)
+        for title, (ratio, size, closeness) in figures.items()
+    }
+    table = Table(figures)
+    table.scores = {
+        "a/6": 0.991,
+        "a/5": 0.985,
+        "a/4": 0.97,
+        "a/6 (reconstructed)": 0.998,
+        "a/5 (reconstructed)": 0.996,
+    }
+    return table
+
+
+def test_smallest_variation_that_rounding_may_mend_is_rounded() -> None:
+    for objective in (Objective.LATENCY, Objective.SIZE):
+        assert narrower(narrow_table(), objective=objective) == ["a/5 (reconstructed)"]
+
+
+def test_where_rounding_did_not_mend_one_the_next_larger_is_rounded() -> None:
+    table = narrow_table()
+    table.scores["a/5 (reconstructed)"] = 0.988
+    assert narrower(table) == ["a/5 (reconstructed)", "a/6 (reconstructed)"]
+
+
+def test_slower_or_smaller_does_not_matter_where_accuracy_does() -> None:
+    table = narrow_table()
+    table.figures["a/5"] = (0.6, *table.figures["a/5"][1:])
+    assert narrower(table) == ["a/6 (reconstructed)"]
+    assert narrower(narrow_table(), objective=Objective.ACCURACY) == ["a (reconstructed)"]
+
+
+def test_nothing_is_rounded_where_there_is_no_time_to_observe_what_layers_read() -> None:
+    table = narrow_table()
+    table.observes_s = 1.0
+    assert narrower(table) == []
 
 
 def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little() -> None:

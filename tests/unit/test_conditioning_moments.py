@@ -14,6 +14,7 @@ from edgekit_converters.conditioning.layers import layers
 from edgekit_converters.conditioning.moments import (
     Moments,
     collect_moments,
+    damped,
     read_moments,
     write_moments,
 )
@@ -91,6 +92,37 @@ def test_moments_are_those_of_all_rows_where_there_are_few(tmp_path: Path) -> No
     np.testing.assert_allclose(found.gram[0], rows.T @ rows / 60, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.mean[0], rows.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.covariance[0], np.cov(rows.T, bias=True), atol=1e-5)
+
+
+def test_no_more_samples_are_run_than_tell_something(tmp_path: Path) -> None:
+    path = saved(one_layer("MatMul", (6, 4), rank=3), tmp_path)
+
+    def seen(least: int) -> int:
+        given = iter(_samples(50, 2, 10, 6))
+        found = collect_moments(path, ["to y"], given, threads=1, scratch=tmp_path, least=least)
+        assert found["to y"].rows == 20 * (50 - len(list(given)))
+        return found["to y"].rows
+
+    assert seen(1) == 40 and seen(7) == 140
+
+
+def test_few_rows_tell_less_than_they_seem_to() -> None:
+    random = np.random.default_rng(3)
+    mixing = random.standard_normal((32, 32)) @ np.diag(np.geomspace(3, 0.1, 32))
+    true = mixing @ mixing.T
+
+    def distance(rows: int, shrunk: bool) -> float:
+        drawn = random.standard_normal((rows, 32)) @ mixing.T
+        gram = (drawn.T @ drawn / rows)[None]
+        return float(np.linalg.norm((damped(gram, rows) if shrunk else gram)[0] - true))
+
+    def mean(rows: int, shrunk: bool) -> float:
+        return float(np.mean([distance(rows, shrunk) for _ in range(50)]))
+
+    assert mean(10, True) < 0.9 * mean(10, False)
+    assert mean(5000, True) < 1.5 * mean(5000, False)
+    few = damped(np.ones((1, 4, 4)), 1)
+    assert np.linalg.cond(few[0]) < 20 and np.allclose(np.diagonal(few[0]), 1.01)
 
 
 def test_moments_of_a_part_of_the_rows_are_near_those_of_all(tmp_path: Path) -> None:

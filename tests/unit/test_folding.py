@@ -120,7 +120,7 @@ def test_rounding_by_moments_changes_outputs_less(bits: int, rows: int) -> None:
         packed = pack(matrix, bits=bits, block=32, levels=127, moments=seen)
         return float(np.mean((inputs @ (packed.weights * packed.steps - matrix)) ** 2))
 
-    assert error(moments) < 0.7 * error(None)
+    assert error(moments) < 0.75 * error(None)
 
 
 def test_rounding_to_levels_is_taken_back_too() -> None:

@@ -14,11 +14,11 @@ from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.conditioning.moments import Moments
 from edgekit_converters.quantization.blockwise import channelwise, quantized
 from edgekit_converters.quantization.draft import Draft
-from edgekit_converters.quantization.packing import PackedRows
+from edgekit_converters.quantization.packing import WHOLE, PackedRows, pack, unpacked
 from edgekit_runtime.session import open_session
 
 
-def unpacked_by_runtime(codes: np.ndarray, bits: int, path: Path, rows: np.ndarray) -> np.ndarray:
+def unpacked_by_runtime(values: np.ndarray, bits: int, path: Path, rows: np.ndarray) -> np.ndarray:
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     whole = helper.make_graph([helper.make_node("Add", ["ids", "ids"], ["out"])], "g", [ids], [out])
@@ -26,8 +26,7 @@ def unpacked_by_runtime(codes: np.ndarray, bits: int, path: Path, rows: np.ndarr
     draft = Draft(model)
 
     def change(place, node):
-        shape = (-1, codes.shape[1])
-        some = PackedRows.stored(place, codes, bits).rows(place, "ids", shape)
+        some = PackedRows.stored(place, values, bits).rows(place, "ids")
         place.add("Identity", [some], "out", outputs=["out"])
         return True
 
@@ -37,15 +36,26 @@ def unpacked_by_runtime(codes: np.ndarray, bits: int, path: Path, rows: np.ndarr
     return session.run({"ids": rows})["out"]
 
 
-@pytest.mark.parametrize("bits", [4, 5, 6, 8])
-@pytest.mark.parametrize("columns", [16, 13])
-def test_unpacking_gives_the_codes_back(bits: int, columns: int, tmp_path: Path) -> None:
-    codes = np.random.default_rng(bits).integers(0, 2**bits, (9, columns)).astype(np.uint8)
+@pytest.mark.parametrize("bits", [4, 5, 6, 7, 8])
+@pytest.mark.parametrize("columns", [16, 13, 3, 60])
+def test_values_come_out_of_words_within_half_a_step(
+    bits: int, columns: int, tmp_path: Path
+) -> None:
+    step = 2.0**-bits
+    # the outermost half steps are off by up to a whole one
+    values = np.random.default_rng(bits).uniform(step / 2, 1 - step / 2, (9, columns))
     rows = np.array([0, 8, 3, -1], np.int64)
-    got = unpacked_by_runtime(codes, bits, tmp_path / "m.onnx", rows)
-    assert np.array_equal(got, codes[rows])
+    got = unpacked_by_runtime(values, bits, tmp_path / "m.onnx", rows)
+    assert np.array_equal(got, unpacked(pack(values, bits), bits, columns)[rows])
+    assert np.abs(got / WHOLE - values[rows]).max() < step / 2 + 1e-6
     stored = sum(t.ByteSize() for t in onnx.load_model(tmp_path / "m.onnx").graph.initializer)
-    assert stored < 1.3 * codes.size * bits / 8 + 300
+    assert stored < 4 * 9 * -(-columns // (32 // bits)) + 200
+
+
+def test_ends_of_the_range_stay_within_a_step() -> None:
+    values = np.concatenate([np.zeros((1, 20)), np.full((1, 20), 1 - 1e-9)])
+    got = unpacked(pack(values, 4), 4, 20) / WHOLE
+    assert np.abs(got - values).max() <= 1 / 16
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -20,11 +20,11 @@ from edgekit.build.pantry import Base, Pantry
 from edgekit.build.progress import Silent
 from edgekit.build.report import Outcome
 from edgekit_contract.profile import RuntimeKind
-from edgekit_converters import external, isolation
+from edgekit_converters import external, isolation, studies
 from edgekit_converters.calibration import apart
 from edgekit_converters.calibration.estimators import OF_STATISTICS, Estimator, Range
 from edgekit_converters.conditioning.equalization import equalize_file
-from edgekit_converters.conditioning.moments import collect_moments
+from edgekit_converters.conditioning.moments import collect_moments, read_moments
 from edgekit_converters.conditioning.smoothing import smooth_file
 from edgekit_converters.quantization import measuring
 from edgekit_converters.quantization.measuring import measure_ranges
@@ -33,6 +33,7 @@ from edgekit_converters.quantization.sensitivity import measure_noise
 from edgekit_converters.recipes import find_recipe
 from edgekit_converters.recipes.tuning import Tuning
 from edgekit_converters.sources import open_source
+from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.session import open_session
 
 CRASHING = """
@@ -120,12 +121,17 @@ def kitchen_of(
     scratch: Path,
     workshop: isolation.Workshop,
     estimators: tuple[Estimator, ...] = (Estimator.MINMAX,),
+    count: int = 12,
 ) -> Kitchen:
-    data = open_data(str(write_data(scratch / "d.npz", 12, x=(3, 8, 8))))
+    data = open_data(str(write_data(scratch / "d.npz", count, x=(3, 8, 8))))
     source = open_source(model, scratch=scratch, run=workshop.run)
     material = gather(source, data, None, normalizes=True, scratch=scratch, run=workshop.run)
     pantry = Pantry(material, estimators, workshop, scratch=scratch, threads=1, progress=Silent())
     return Kitchen(pantry, workshop, scratch=scratch)
+
+
+def studied(found: Pantry) -> list[Mapping[str, np.ndarray]]:
+    return [read_tensors(Path(path)) for path in found.samples()]
 
 
 def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
         found.pantry.normalized,
         selection,
         found.pantry.calibration.widest,
-        found.pantry.feeds(),
+        studied(found.pantry),
         per_channel=True,
         threads=1,
         scratch=tmp_path,
@@ -150,10 +156,33 @@ def test_studies_in_a_child_give_what_they_do_here(tmp_path: Path) -> None:
     assert variant.failure is None and variant.path.is_file()
     nodes = [n.node for n in ranked]
     moments = collect_moments(
-        found.pantry.normalized, nodes, found.pantry.feeds(), threads=1, scratch=tmp_path
+        found.pantry.normalized, nodes, studied(found.pantry), threads=1, scratch=tmp_path
     )
     assert set(moments) == set(nodes)
     assert found.pantry.remarks == []
+
+
+def test_moments_take_samples_that_other_studies_do_without(tmp_path: Path) -> None:
+    model = write_small("constant_nodes", tmp_path)
+    with isolation.Workshop() as workshop:
+        found = kitchen_of(model, tmp_path, workshop, count=100).pantry
+        few = found.samples()
+        files = found.samples(1000)
+        assert few == found.samples() == files[:24] and 24 < len(files) <= 100
+    out = tmp_path / "moments.npz"
+
+    def rows(most_s: float) -> int:
+        studies.moments(
+            model=str(found.normalized),
+            out=str(out),
+            samples=files,
+            least=1,
+            most_s=most_s,
+            threads=1,
+        )
+        return min(moments.rows for moments in read_moments(out).values())
+
+    assert rows(60.0) > rows(0.0) > 0
 
 
 def test_ranges_are_measured_in_a_child_once_for_each_model_to_start_from(
@@ -183,7 +212,7 @@ def test_ranges_are_measured_in_a_child_once_for_each_model_to_start_from(
     here = measure_ranges(
         found.pantry.normalized,
         found.pantry.calibration.ranges,
-        found.pantry.feeds(),
+        studied(found.pantry),
         threads=1,
         scratch=tmp_path,
     )

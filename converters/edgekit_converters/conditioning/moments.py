@@ -5,14 +5,14 @@ known without the data (the layer-wise objective of Nagel et al., "Up or down? A
 post-training quantization", ICML 2020, and of Frantar and Alistarh, "Optimal brain compression",
 arXiv 2208.11580).
 
-Invariant: memory is flat in the number of samples: one sample's inputs of the weighted nodes, and
-float64 second moments of at most `_GRAM_BYTES` for all nodes together; nodes that read the same
-rows share them. Which rows are looked at follows from the sample's number alone.
+Invariant: memory is flat in the number of samples: one sample's inputs of the weighted nodes, fewer
+than `_WAITING_ROWS` rows a node that are not counted yet, and float64 second moments of at most
+`_GRAM_BYTES` for all nodes together; nodes that read the same rows share them. Which rows are looked at follows from the sample's number alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,7 @@ from edgekit_converters.conditioning.layers import Layer, layers
 from edgekit_converters.conditioning.probe import readings
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 
-__all__ = ["Moments", "collect_moments", "read_moments", "write_moments"]
+__all__ = ["Moments", "collect_moments", "damped", "read_moments", "write_moments"]
 
 _MIN_ROWS: Final = 64
 _MAX_ROWS: Final = 256
@@ -34,6 +34,12 @@ _MAX_ROWS: Final = 256
 _MAX_WIDTH: Final = 4096
 """Rows longer than this would need second moments of more than 128 MiB for one node."""
 _GRAM_BYTES: Final = 768 * limits.MIB
+_WAITING_ROWS: Final = 128
+"""Together they are one product; to add what a few rows come to takes longer than to find it."""
+_ENOUGH_ROWS: Final = 4
+"""Rows per element of a node's rows that tell nearly all."""
+_DAMPING: Final = 0.01
+"""Of the mean diagonal: directions that calibration has not seen are not free."""
 _INDEX: Final = "nodes"
 
 
@@ -54,23 +60,53 @@ class Moments:
         return spread
 
 
+def damped(hessian: np.ndarray, rows: int) -> np.ndarray:
+    """Second moments [group, width, width] of `rows` rows as far as so few tell them: what goes
+    together by chance, where a row is longer than there are rows, does not.
+
+    Half as many rows as a row is long count as seen whose elements are unrelated, a shrinkage
+    towards the diagonal (Schäfer and Strimmer, "A shrinkage approach to large-scale covariance
+    matrix estimation", Stat. Appl. Genet. Mol. Biol. 4(1), 2005, target D).
+    """
+    width = hessian.shape[-1]
+    diagonal = np.einsum("gdd->gd", hessian)
+    part = width / (width + 2 * rows)
+    floor = _DAMPING * diagonal.mean(axis=1, keepdims=True)
+    shrunk: np.ndarray = (1 - part) * hessian
+    shrunk += np.eye(width) * (part * diagonal + floor)[:, None]
+    return shrunk
+
+
 class _Sum:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.gram = np.zeros((layer.groups, layer.width, layer.width))
         self.mean = np.zeros((layer.groups, layer.width))
         self.rows = 0
+        self._waiting: list[np.ndarray] = []
+
+    @property
+    def is_enough(self) -> bool:
+        return self.rows >= _ENOUGH_ROWS * self.layer.width
 
     def add(self, values: np.ndarray, seed: int) -> None:
         most = min(max(_MIN_ROWS, 2 * self.layer.width), _MAX_ROWS)
         rows = self.layer.rows(values, lambda total: _spread(total, most, seed))
-        rows = np.ascontiguousarray(rows, np.float32)
-        # float32 within a sample, float64 across samples
+        self._waiting.append(np.ascontiguousarray(rows, np.float32))
+        self.rows += rows.shape[1]
+        if sum(rows.shape[1] for rows in self._waiting) >= _WAITING_ROWS:
+            self._count()
+
+    def _count(self) -> None:
+        rows = np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
+        # float32 within a product, float64 across products
         self.gram += np.matmul(rows.swapaxes(1, 2), rows)
         self.mean += np.matmul(np.ones((1, rows.shape[1]), np.float32), rows)[:, 0]
-        self.rows += rows.shape[1]
 
     def moments(self) -> Moments | None:
+        if self._waiting:
+            self._count()
         if not self.rows or not np.isfinite(self.gram).all():
             return None
         return Moments(gram=self.gram / self.rows, mean=self.mean / self.rows, rows=self.rows)
@@ -91,9 +127,10 @@ def collect_moments(
     *,
     threads: int,
     scratch: Path,
-    advance: Callable[[int], None] = lambda steps: None,
+    least: int | None = None,
 ) -> dict[str, Moments]:
-    """Moments of each named node of a normalized ONNX model over the samples' feeds.
+    """Moments of each named node of a normalized ONNX model over the samples' feeds: all, or at
+    least `least` and then as many as it takes until more would tell little.
 
     Left out: nodes that are no layers, whose rows are too long, that were never reached or whose
     inputs were not finite. Errors: those of the runtime.
@@ -107,7 +144,9 @@ def collect_moments(
             for entry in unique:
                 if values[entry.layer.input].size:
                     entry.add(values[entry.layer.input], seed)
-            advance(1)
+            is_least = least is not None and seed + 1 >= least
+            if is_least and all(entry.is_enough for entry in unique):
+                break
     found = {id(entry): entry.moments() for entry in unique}
     pairs = ((name, found[id(entry)]) for name, entry in sums.items())
     return {name: moments for name, moments in pairs if moments is not None}

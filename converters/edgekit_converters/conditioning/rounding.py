@@ -24,15 +24,13 @@ from edgekit_converters import graph
 from edgekit_converters.conditioning.bias import bias_slot
 from edgekit_converters.conditioning.grid import Grid
 from edgekit_converters.conditioning.layers import constant, layers, replace, uses
-from edgekit_converters.conditioning.moments import Moments
+from edgekit_converters.conditioning.moments import Moments, damped
 
 __all__ = ["reconstruct"]
 
 _SWEEPS: Final = 3
 _BLOCK: Final = 64
 """Columns whose changes are applied to the others together."""
-_DAMPING: Final = 0.01
-"""Of the mean diagonal: directions that calibration has not seen are not free."""
 _OUTPUTS_AT_ONCE: Final = 4096
 
 
@@ -61,7 +59,7 @@ def reconstruct(
         matrix = layer.matrix(weight)
         slot = bias_slot(model, layer) if corrected else None
         hessian = seen.gram if slot is None else seen.covariance
-        rounded = _rounded(matrix, grid, hessian)
+        rounded = _rounded(matrix, grid, hessian, seen.rows)
         replace(graph.initializers(model.graph)[layer.weight], layer.tensor(rounded))
         if slot is not None:
             slot.absorb(np.einsum("god,gd->go", matrix - rounded, seen.mean).ravel())
@@ -69,25 +67,18 @@ def reconstruct(
     return changed
 
 
-def _rounded(matrix: np.ndarray, grid: Grid, hessian: np.ndarray) -> np.ndarray:
+def _rounded(matrix: np.ndarray, grid: Grid, hessian: np.ndarray, rows: int) -> np.ndarray:
     steps = grid.steps(matrix)
-    damped = _damped(hessian)
+    known = damped(hessian, rows)
     nearest = np.rint(matrix / steps)
     whole = np.empty_like(matrix)
     for start in range(0, matrix.shape[1], _OUTPUTS_AT_ONCE):
         part = slice(start, start + _OUTPUTS_AT_ONCE)
         wanted, step, near = matrix[:, part], steps[:, part], nearest[:, part]
-        codes = _descended(near, wanted, step, hessian=damped, levels=grid.levels)
+        codes = _descended(near, wanted, step, hessian=known, levels=grid.levels)
         loss, limit = (_loss(c * step - wanted, hessian) for c in (codes, near))
         whole[:, part] = np.where((loss < limit)[..., None], codes, near) * step
     return whole
-
-
-def _damped(hessian: np.ndarray) -> np.ndarray:
-    width = hessian.shape[-1]
-    mean = np.trace(hessian, axis1=1, axis2=2) / width
-    damped: np.ndarray = hessian + (_DAMPING * mean[:, None, None]) * np.eye(width)
-    return damped
 
 
 def _descended(

@@ -17,14 +17,13 @@ from typing import Final
 
 import numpy as np
 
-from edgekit_converters.conditioning.moments import Moments
+from edgekit_converters.conditioning.moments import Moments, damped
 
 __all__ = ["Blocks", "Inverse", "channelwise", "compensate", "fitted_grid", "quantized", "read_by"]
 
 _SHRINKS: Final = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Parts of a block's range that are tried."""
 _NARROWEST: Final = float(np.finfo(np.float32).tiny)
-_DAMPING: Final = 0.01
 _COLUMNS: Final = 1024
 """Columns at a time: each stands alone."""
 _CHUNK: Final = 64
@@ -175,16 +174,14 @@ def read_by(moments: Moments | None, rows: int) -> tuple[np.ndarray, Inverse | N
     unknown = np.ones(rows), None
     if moments is None or moments.gram.shape != (1, rows, rows):
         return unknown
-    hessian = moments.gram[0]
-    diagonal = np.diag(hessian)
-    damping = _DAMPING * np.mean(diagonal)
+    known = damped(moments.gram, moments.rows)[0]
+    diagonal = np.diag(known)
     order = np.argsort(-diagonal, kind="stable")
-    damped = hessian[np.ix_(order, order)] + damping * np.eye(rows)
     try:
-        factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+        factor = np.linalg.cholesky(np.linalg.inv(known[np.ix_(order, order)])).T
     except np.linalg.LinAlgError:
         return unknown
-    return (diagonal + damping, (order, factor)) if np.isfinite(factor).all() else unknown
+    return (diagonal, (order, factor)) if np.isfinite(factor).all() else unknown
 
 
 def compensate(

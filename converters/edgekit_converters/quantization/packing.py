@@ -1,81 +1,97 @@
-"""Matrices of 4- to 8-bit codes as constants, and the nodes that take rows of them out again.
+"""Rows of a matrix as codes that share 32-bit words, and the nodes that take rows out again.
 
-Invariant: what the nodes compute is what was packed, exactly.
+The codes of a word lie one above the other, four to eight of them. One shift to the left brings a
+code to the top of its word. What is then below it are the codes that were below it anyway, and
+they are not cleared away, which would take a second operation: together they are a fraction of the
+code's step that is known when it is chosen, so it is chosen with them. A value is off by half a
+step at most, as with codes that stand alone.
+
+Invariant: what the nodes compute is `unpacked`, exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from onnx import TensorProto
 
-from edgekit_converters.quantization import bits
 from edgekit_converters.quantization.draft import Place
 
-__all__ = ["PackedRows"]
+__all__ = ["WHOLE", "PackedRows", "pack", "unpacked"]
+
+_BITS: Final = 32
+WHOLE: Final = 2.0**_BITS
+"""One more than the largest word: values are given and come out as parts of it."""
+_ROWS: Final = 4096
+"""Packed at a time: each stands alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRows:
-    """A matrix of codes."""
+    """A matrix whose words are a constant of a graph."""
 
-    planes: tuple[tuple[int, str], ...]
-    """Bits and name of each plane (`bits.planes`)."""
+    words: str
+    """Name of uint32 [rows, 1, words]."""
+    bits: int
     columns: int
 
     @classmethod
-    def stored(cls, holder: Place, codes: np.ndarray, width: int) -> PackedRows:
-        """Add a matrix of codes of `width` bits to the constants of a graph."""
-        planes = [
-            (
-                part,
-                holder.constant(
-                    plane.astype(np.uint8) if part == 8 else _apart(plane, part), "codes"
-                ),
-            )
-            for part, plane in bits.planes(codes, width)
-        ]
-        return cls(planes=tuple(planes), columns=codes.shape[1])
+    def stored(cls, holder: Place, values: np.ndarray, bits: int) -> PackedRows:
+        """Add the words of a matrix in `[0, 1)`."""
+        words = holder.constant(pack(values, bits)[:, None], "words")
+        return cls(words=words, bits=bits, columns=values.shape[1])
 
-    def rows(self, place: Place, rows: str, shape: tuple[int, ...]) -> str:
-        """Name of the float32 tensor of those rows, reshaped; `rows` is the name of an index."""
-        total = ""
-        for width, name in self.planes:
-            tensor = place.add("Gather", [name, rows], "codes")
-            if width < 8:
-                tensor = _unfolded(place, tensor, width, self.columns)
-            tensor = place.add("Cast", [tensor], "codes", to=TensorProto.FLOAT)
-            if total:
-                radix = place.constant(np.array(2**width, np.float32), "radix")
-                total = place.add("Mul", [total, radix], "codes")
-                total = place.add("Add", [total, tensor], "codes")
-            else:
-                total = tensor
-        wanted = place.constant(np.array(shape, np.int64), "shape")
-        return place.add("Reshape", [total, wanted], "codes")
+    def rows(self, place: Place, rows: str) -> str:
+        """Name of float32 [row, column] in `[0, WHOLE]`; `rows` is the name of an index."""
+        words = place.add("Gather", [self.words, rows], "words")
+        shifts = place.constant(_shifts(self.bits)[:, None], "shift")
+        values = place.add("BitShift", [words, shifts], "codes", direction="LEFT")
+        values = place.add("Cast", [values], "codes", to=TensorProto.FLOAT)
+        whole = -(-self.columns // len(_widths(self.bits))) * len(_widths(self.bits))
+        flat = place.constant(np.array([-1, whole], np.int64), "shape")
+        values = place.add("Reshape", [values, flat], "codes")
+        if whole == self.columns:
+            return values
+        bounds = [place.constant(np.array([n], np.int64), "bound") for n in (0, self.columns, 1)]
+        return place.add("Slice", [values, *bounds], "codes")
 
 
-def _apart(codes: np.ndarray, width: int) -> np.ndarray:
-    """Bytes [rows, 1, bytes] of codes that lie far apart: what a byte unfolds into is on the middle
-    axis, and runtimes shift long rows."""
-    per = 8 // width
-    padded = np.pad(codes, [(0, 0), (0, -codes.shape[1] % per)])
-    return bits.share(padded.reshape(len(codes), per, -1), width, axis=1)
+def pack(values: np.ndarray, bits: int) -> np.ndarray:
+    """Words [row, word] of values [row, column] in `[0, 1)`, with codes of at least `bits` bits:
+    as many as a word has room for, and what is left over widens the topmost."""
+    widths = _widths(bits)
+    count = -(-values.shape[1] // len(widths))
+    words = np.zeros((len(values), count), np.uint32)
+    for start in range(0, len(values), _ROWS):
+        part = slice(start, start + _ROWS)
+        padded = np.zeros((len(values[part]), len(widths) * count))
+        padded[:, : values.shape[1]] = values[part]
+        below, at = np.zeros((len(padded), count)), 0
+        # a code's columns lie far apart: runtimes shift long rows faster than short ones
+        for wanted, width in zip(np.split(padded, len(widths), axis=1), widths, strict=True):
+            codes = np.rint(wanted * 2**width - below).clip(0, 2**width - 1)
+            words[part] |= codes.astype(np.uint32) << np.uint32(at)
+            below, at = (codes + below) / 2**width, at + width
+    return words
 
 
-def _unfolded(place: Place, packed: str, width: int, length: int) -> str:
-    """Back to [rows, length]."""
-    per, rest = 8 // width, 8 - width
-    # what is above a code is pushed out of its byte: runtimes shift many times faster than Mod
-    up = place.constant((rest - bits.shifts(width)).astype(np.uint8).reshape(per, 1), "shift")
-    down = place.constant(np.array(rest, np.uint8), "shift")
-    tensor = place.add("BitShift", [packed, up], "codes", direction="LEFT")
-    tensor = place.add("BitShift", [tensor, down], "codes", direction="RIGHT")
-    whole = -(-length // per) * per
-    flat = place.constant(np.array([-1, whole], np.int64), "shape")
-    tensor = place.add("Reshape", [tensor, flat], "codes")
-    if whole == length:
-        return tensor
-    bounds = [place.constant(np.array([n], np.int64), "bound") for n in (0, length, 1)]
-    return place.add("Slice", [tensor, *bounds], "codes")
+def unpacked(words: np.ndarray, bits: int, columns: int) -> np.ndarray:
+    """float32 [row, column] in `[0, WHOLE]` of words [row, word]."""
+    values = (words[:, None] << _shifts(bits)[:, None]).astype(np.float32)
+    flat: np.ndarray = values.reshape(len(words), -1)[:, :columns]
+    return flat
+
+
+def _widths(bits: int) -> Sequence[int]:
+    """Of the codes of a word, lowest first."""
+    count = _BITS // bits
+    width, over = divmod(_BITS, count)
+    return [width] * (count - over) + [width + 1] * over
+
+
+def _shifts(bits: int) -> np.ndarray:
+    """How far left each code is to be shifted."""
+    return (_BITS - np.cumsum(_widths(bits))).astype(np.uint32)

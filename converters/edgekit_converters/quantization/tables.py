@@ -15,9 +15,9 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from edgekit_converters import graph
 from edgekit_converters.conditioning.grid import FULL_LEVELS
-from edgekit_converters.quantization.blockwise import channelwise, quantized
+from edgekit_converters.quantization.blockwise import channelwise
 from edgekit_converters.quantization.draft import Place, attributes
-from edgekit_converters.quantization.packing import PackedRows
+from edgekit_converters.quantization.packing import WHOLE, PackedRows
 
 __all__ = ["kept_tables", "table_of", "take_rows"]
 
@@ -25,6 +25,9 @@ _NODE_BYTES: Final = 2048
 """What the nodes that put rows together take, about."""
 _BLOCKS: Final = (64, 32, 16)
 """Elements that share a step in tables of 4 bits: the first that divides a row."""
+_SHRINKS: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Parts of a grid's range that are tried."""
+_BYTE: Final = 256
 
 
 def table_of(place: Place, node: NodeProto, kept: frozenset[str]) -> np.ndarray | None:
@@ -93,25 +96,83 @@ def _stored(holder: Place, table: np.ndarray) -> _Rows:
 
 def _packed(holder: Place, table: np.ndarray, bits: int) -> _Rows:
     columns = table.shape[1]
-    fitting = (block for block in _BLOCKS if bits == 4 and columns % block == 0)
-    block = next(fitting, columns)
-    is_whole = block == columns
-    blocks = quantized(table.T, bits=bits, block=block, symmetric=is_whole)
-    codes = PackedRows.stored(holder, blocks.codes.reshape(columns, -1).T, bits)
-    of_zeros = None if is_whole else PackedRows.stored(holder, blocks.zeros.T, bits)
-    steps, count = blocks.stored_steps.T[:, :, None], columns // block
-    of_steps = holder.constant(steps, "steps")
+    block = next((n for n in _BLOCKS if bits == 4 and columns % n == 0), columns)
+    split = table.reshape(len(table), -1, block)
+    if block == columns:
+        return _with_step(holder, split, bits)
+    return _in_blocks(holder, split, bits)
+
+
+def _with_step(holder: Place, split: np.ndarray, bits: int) -> _Rows:
+    """Codes with a step per row, about the middle of a word."""
+    _, high = _ends(split, bits, symmetric=True)
+    steps = (high * (2 / WHOLE * 2**bits / (2**bits - 1)))[:, 0].astype(np.float32)
+    parts = split[:, 0] / (_positive(steps) * WHOLE) + 0.5
+    words, of_steps = PackedRows.stored(holder, parts, bits), holder.constant(steps, "steps")
 
     def add(place: Place, rows: str) -> str:
-        if of_zeros is None:
-            zeros = place.constant(np.array(2 ** (bits - 1), np.float32), "zero")
-        else:
-            zeros = of_zeros.rows(place, rows, (-1, count, 1))
-        values = codes.rows(place, rows, (-1, count, block))
-        values = place.add("Sub", [values, zeros], "codes")
-        kept = place.add("Gather", [of_steps, rows], "steps")
-        if steps.dtype != np.float32:
-            kept = place.add("Cast", [kept], "steps", to=TensorProto.FLOAT)
-        return place.add("Mul", [values, kept], "rows")
+        middle = place.constant(np.array(WHOLE / 2, np.float32), "middle")
+        values = place.add("Sub", [words.rows(place, rows), middle], "codes")
+        return place.add("Mul", [values, place.add("Gather", [of_steps, rows], "steps")], "rows")
 
     return add
+
+
+def _in_blocks(holder: Place, split: np.ndarray, bits: int) -> _Rows:
+    """Codes with a step and a zero point per block, which are of a byte: a word's highest."""
+    low, high = _ends(split, bits, symmetric=False)
+    step = (high - low) / (2**bits - 1)
+    steps = _narrowed(step * 2**bits / _BYTE)
+    # codes stand for the middle of what they have room for
+    zeros = np.rint((0.5 - low / _positive(step)) * (_BYTE / 2**bits)).clip(0, _BYTE - 1)
+    parts = (split / _positive(steps) + zeros) / _BYTE
+    words = PackedRows.stored(holder, parts.reshape(len(split), -1), bits)
+    of_steps = holder.constant(steps, "steps")
+    of_zeros = holder.constant(zeros.astype(np.uint8), "zeros")
+    shape = np.array([-1, *split.shape[1:]], np.int64)
+
+    def add(place: Place, rows: str) -> str:
+        values = words.rows(place, rows)
+        values = place.add("Reshape", [values, place.constant(shape, "shape")], "codes")
+        zero = _scaled(place, place.add("Gather", [of_zeros, rows], "zeros"), WHOLE / _BYTE)
+        unit = _scaled(place, place.add("Gather", [of_steps, rows], "steps"), _BYTE / WHOLE)
+        return place.add("Mul", [place.add("Sub", [values, zero], "codes"), unit], "rows")
+
+    return add
+
+
+def _scaled(place: Place, narrow: str, factor: float) -> str:
+    wide = place.add("Cast", [narrow], "wide", to=TensorProto.FLOAT)
+    by = place.constant(np.array(factor, np.float32), "factor")
+    return place.add("Mul", [wide, by], "wide")
+
+
+def _ends(split: np.ndarray, bits: int, *, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest [row, block, 1] of the grids for a table [row, block, column]: of those
+    tried the ones of the least squared error."""
+    low = np.minimum(split.min(axis=2, keepdims=True), 0)
+    high = np.maximum(split.max(axis=2, keepdims=True), 0)
+    if symmetric:
+        high = np.maximum(-low, high)
+        low = -high
+    least, kept = np.full(low.shape, np.inf), np.ones_like(low)
+    for shrink in _SHRINKS:
+        start, step = low * shrink, _positive((high - low) * (shrink / (2**bits - 1)))
+        codes = np.rint((split - start) / step).clip(0, 2**bits - 1)
+        error = np.sum((codes * step + start - split) ** 2, axis=2, keepdims=True)
+        kept = np.where(error < least, np.float32(shrink), kept)
+        least = np.minimum(least, error)
+    return low * kept, high * kept
+
+
+def _positive(steps: np.ndarray) -> np.ndarray:
+    """1 where all is zero, to divide by."""
+    return np.where(steps > 0, steps.astype(np.float32), np.float32(1))
+
+
+def _narrowed(steps: np.ndarray) -> np.ndarray:
+    """As float16, where that holds them all."""
+    half, some = np.finfo(np.float16), steps[steps > 0]
+    is_fit = not some.size or (half.tiny <= some.min() and some.max() <= half.max)
+    narrowed: np.ndarray = steps.astype(np.float16 if is_fit else np.float32)
+    return narrowed
