@@ -72,7 +72,9 @@ def convert(
     samples += _stretched(models[-1], signature, first)
     failures = []
     ways: list[dict[str, list[int]]] = [fixed, {}] if fixed else [{}]
-    for index, (model, shapes) in enumerate(product(models, ways)):
+    attempts = list(product(models, ways))
+    for index in range(len(attempts)):
+        model, shapes = attempts.pop(0)
         place = home / f"attempt{index}"
         try:
             _attempt(model, out, signature=signature, shapes=shapes, home=place)
@@ -81,6 +83,8 @@ def convert(
             raise
         except Refused as error:
             failures.append(str(error).rstrip("."))
+            if isinstance(error, environments.ToolRefused):  # for an operator, whatever the lengths
+                attempts.sort(key=lambda attempt: attempt[0] == model)
             continue
         return
     raise ConversionFailed(failures[0])

@@ -258,6 +258,7 @@ def _feeds(model: str, samples: Path) -> Feeds:
 
 def _keep_names(given: str, quantized: Path, out: str) -> None:
     """Outputs of operators that were put behind the model's own get the names of those."""
+    import numpy as np
     from ai_edge_litert.tools import flatbuffer_utils
 
     before = flatbuffer_utils.read_model(given).subgraphs[0]
@@ -270,6 +271,9 @@ def _keep_names(given: str, quantized: Path, out: str) -> None:
                 if other.name == wanted and other is not tensor:
                     other.name = tensor.name
             tensor.name = wanted
+    for buffer in model.buffers:
+        if buffer.data is not None:  # anything but an array is written byte by byte
+            buffer.data = np.frombuffer(bytes(buffer.data), np.uint8)
     flatbuffer_utils.write_model(model, out)
 
 
