@@ -282,9 +282,7 @@ def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
 def narrower(table: Table, *, objective: Objective = Objective.LATENCY) -> list[str]:
     """What is rounded of variations of fewer and fewer bits, the first of which lose too much."""
     knobs = frozenset({Knob.RECONSTRUCTED})
-    children = [
-        recipe(f"a/{bits}", varies="a", knobs=knobs) for bits in (6, 5, 4)
-    ]
+    children = [recipe(f"a/{bits}", varies="a", knobs=knobs) for bits in (6, 5, 4)]
     search(table, recipe("a", knobs=knobs), *children, objective=objective).explore()
     return [title for title in table.tried if "reconstructed" in title]
 

@@ -43,7 +43,8 @@ def _simple(run: Operation) -> Work:
     """Of an operator that steps through elements."""
     kind = _KINDS.get(run.operator, Kind.UNKNOWN)
     weights, moved = _traffic(run)
-    sides = [*_given(run)[: 1 if kind is Kind.MOVEMENT else None], *run.outputs]
+    given = [operand for operand in _given(run) if not operand.is_constant]
+    sides = [*given[: 1 if kind is Kind.MOVEMENT else None], *run.outputs]
     return Work(
         kind=kind,
         arithmetic=Arithmetic.FLOAT32,

@@ -17,6 +17,10 @@ from typing import Any
 
 _RANKED = 8
 """Samples that layers are ranked by."""
+_NARROWS_TABLES = ("dynamic", "weights")
+"""Schemes whose lookups read rows of integers; none does so for Gather."""
+_LEAST_TABLE_BYTES = 1 << 14
+"""What a table has to have, or the operators around a lookup are not worth it."""
 
 
 def quantize(
@@ -34,7 +38,7 @@ def quantize(
     """
     from ai_edge_quantizer import algorithm_manager, quantizer
 
-    float_model = _prepared(model, home)
+    float_model = _prepared(model, home, looks_up=scheme["kind"] in _NARROWS_TABLES)
     work = quantizer.Quantizer(float_model)
     _SCHEMES[scheme["kind"]](work, scheme, ".*")
     never = algorithm_manager.AlgorithmName.NO_QUANTIZE
@@ -62,7 +66,7 @@ def rank(
     from ai_edge_quantizer import quantizer
 
     ends = time.monotonic() + most_s
-    float_model = _prepared(model, home)
+    float_model = _prepared(model, home, looks_up=False)
     feeds = list(islice(iter(_feeds(float_model, Path(samples))), _RANKED))
     truth = _outputs(Path(float_model).read_bytes(), feeds)
     work = quantizer.Quantizer(float_model)
@@ -137,9 +141,10 @@ def _noise(got: list[list[Any]], truth: list[list[Any]]) -> float:
     return worst
 
 
-def _prepared(model: str, home: str) -> str:
+def _prepared(model: str, home: str, *, looks_up: bool) -> str:
     """The model as the quantizer takes it: constants of float16 in float32, and the numbers of
-    operators where the schema has them since 2020, not only where it had them before."""
+    operators where the schema has them since 2020, not only where it had them before. With
+    `looks_up`, rows of tables are taken by the operator that the quantizer knows for it."""
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -173,6 +178,9 @@ def _prepared(model: str, home: str) -> str:
             graph.tensors[operator.outputs[0]].buffer = len(found.buffers) - 1
             changed = True
         graph.operators = kept
+    if looks_up:
+        for graph in found.subgraphs:
+            changed |= _Lookups(found, graph).replace()
     if not changed:
         return model
     read = {
@@ -187,6 +195,118 @@ def _prepared(model: str, home: str) -> str:
     path = Path(home) / "wide.tflite"
     flatbuffer_utils.write_model(found, str(path))
     return str(path)
+
+
+class _Lookups:
+    """Gather of whole rows of a constant table becomes EmbeddingLookup, in one graph."""
+
+    def __init__(self, model: Any, graph: Any) -> None:
+        from ai_edge_litert import schema_py_generated as schema
+
+        self.schema, self.model, self.graph = schema, model, graph
+        self.made: list[Any] = []
+
+    def replace(self) -> bool:
+        """Whether there was one."""
+        gather = self.schema.BuiltinOperator.GATHER
+        found = False
+        for operator in self.graph.operators:
+            code = self.model.operatorCodes[operator.opcodeIndex]
+            if code.builtinCode == gather and self._is_lookup(operator):
+                self._look_up(operator)
+                found = True
+            else:
+                self.made.append(operator)
+        self.graph.operators = self.made
+        return found
+
+    def _is_lookup(self, operator: Any) -> bool:
+        table, ids = (self.graph.tensors[index] for index in operator.inputs[:2])
+        data = self.model.buffers[table.buffer].data
+        options = operator.builtinOptions
+        kinds = self.schema.TensorType
+        return (
+            data is not None
+            and len(data) >= _LEAST_TABLE_BYTES
+            and table.type == kinds.FLOAT32
+            and len(table.shape) == 2
+            and ids.type in (kinds.INT32, kinds.INT64)
+            and not (options and (options.axis or options.batchDims))
+        )
+
+    def _look_up(self, operator: Any) -> None:
+        """A lookup takes a list of 32-bit numbers and gives a list of rows."""
+        schema, kinds = self.schema, self.schema.TensorType
+        table, ids = (int(index) for index in operator.inputs[:2])
+        out, columns = int(operator.outputs[0]), int(self.graph.tensors[table].shape[1])
+        count, is_open = self._length(self.graph.tensors[ids])
+        if self.graph.tensors[ids].type == kinds.INT64:
+            shape = self.graph.tensors[ids]
+            narrow = self._tensor("ids", shape.shape, kinds.INT32, signature=shape.shapeSignature)
+            options = schema.CastOptionsT()
+            options.inDataType, options.outDataType = kinds.INT64, kinds.INT32
+            self._add("CAST", [ids], narrow, options)
+            ids = narrow
+        flat = self._tensor("list", [count], kinds.INT32, signature=[-1] if is_open else None)
+        self._add("RESHAPE", [ids, self._constant([-1])], flat, schema.ReshapeOptionsT())
+        signature = [-1, columns] if is_open else None
+        rows = self._tensor("rows", [count, columns], kinds.FLOAT32, signature=signature)
+        self._add("EMBEDDING_LOOKUP", [flat, table], rows, None)
+        rank = len(self.graph.tensors[ids].shape)
+        lengths = self._tensor("lengths", [rank], kinds.INT32)
+        self._add("SHAPE", [ids], lengths, self._shape_options())
+        wanted = self._tensor("shape", [rank + 1], kinds.INT32)
+        joining = schema.ConcatenationOptionsT()
+        self._add("CONCATENATION", [lengths, self._constant([columns])], wanted, joining)
+        self._add("RESHAPE", [rows, wanted], out, schema.ReshapeOptionsT())
+
+    def _shape_options(self) -> Any:
+        options = self.schema.ShapeOptionsT()
+        options.outType = self.schema.TensorType.INT32
+        return options
+
+    @staticmethod
+    def _length(ids: Any) -> tuple[int, bool]:
+        """How many there are, and whether that is open."""
+        count = 1
+        for axis in ids.shape:
+            count *= int(axis)
+        return count, any(axis < 0 for axis in ids.shapeSignature or ())
+
+    def _tensor(self, name: str, shape: Any, kind: int, *, signature: Any = None) -> int:
+        tensor = self.schema.TensorT()
+        tensor.name = f"edgekit/{name}_{len(self.graph.tensors)}".encode()
+        tensor.shape, tensor.type, tensor.buffer = list(shape), kind, 0
+        tensor.shapeSignature = None if signature is None else list(signature)
+        self.graph.tensors.append(tensor)
+        return len(self.graph.tensors) - 1
+
+    def _constant(self, values: list[int]) -> int:
+        import numpy as np
+
+        index = self._tensor("constant", [len(values)], self.schema.TensorType.INT32)
+        buffer = self.schema.BufferT()
+        buffer.data = np.frombuffer(np.array(values, np.int32).tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        self.graph.tensors[index].buffer = len(self.model.buffers) - 1
+        return index
+
+    def _add(self, kind: str, inputs: list[int], output: int, options: Any) -> None:
+        code = getattr(self.schema.BuiltinOperator, kind)
+        codes = self.model.operatorCodes
+        place = next((i for i, known in enumerate(codes) if known.builtinCode == code), len(codes))
+        if place == len(codes):
+            added = self.schema.OperatorCodeT()
+            added.builtinCode = added.deprecatedBuiltinCode = code
+            added.version = 1
+            codes.append(added)
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = place, inputs, [output]
+        if options is not None:
+            operator.builtinOptions = options
+            kinds = self.schema.BuiltinOptions
+            operator.builtinOptionsType = getattr(kinds, type(options).__name__[:-1])
+        self.made.append(operator)
 
 
 class Unable(Exception):
