@@ -38,6 +38,8 @@ _PRECISE: Final = 0.01
 """Width of the ratio's interval, as a part of it, at which measuring ends early."""
 _HOPELESS: Final = 1.2
 """So much slower than the best so far, and sure of it: no need to know it better."""
+_NEAR: Final = 1.05
+"""Not slower than the best by more: these are compared with each other, too."""
 _DOUBTFUL: Final = 0.1
 _BASELINE: Final = ""
 """The baseline's name in a race; no recipe has it."""
@@ -61,8 +63,8 @@ def measure_latencies(
 ) -> dict[str, Latency]:
     """Time variants against the baseline, in rounds in which each has its turn.
 
-    About `budget_s` in all. A variant leaves early once its ratio is known well, or is surely much
-    worse than the best. Errors: `Refused` where one does not run.
+    About `budget_s` in all. A variant leaves early once its ratio is known well (the best ones
+    together), or is surely much worse than the best. Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
     names = groups(variants)
@@ -129,14 +131,17 @@ class _Racer:
 
 
 def _known(found: Mapping[str, Latency], running: Sequence[str]) -> set[str]:
-    """Those whose ratio is precise, or whose interval is far above the best's."""
+    """Those whose ratio is precise, or whose interval is far above the best's. Those that are near
+    the best are known together: a machine may be another one some rounds later."""
     best = min(latency.high for latency in found.values())
-    return {
+    near = {name for name in running if found[name].low <= _NEAR * best}
+    precise = {
         name
         for name in running
         if found[name].high - found[name].low < _PRECISE * found[name].ratio
-        or found[name].low > _HOPELESS * best
     }
+    hopeless = {name for name in running if found[name].low > _HOPELESS * best}
+    return hopeless | (precise if near <= precise else precise - near)
 
 
 def ratio_of(times: Sequence[tuple[float, float]]) -> Latency:

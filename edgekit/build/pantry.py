@@ -19,8 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from edgekit.build.material import Material
 from edgekit.build.progress import Progress
 from edgekit.build.ranges import Calibration, calibrate

@@ -14,6 +14,7 @@ from typing import Final
 
 from edgekit_contract.errors import Refused
 from edgekit_converters.isolation import DISK_FAILED
+from edgekit_converters.leases import Leased
 
 __all__ = ["ScratchFailed", "open_scratch"]
 
@@ -33,10 +34,13 @@ class ScratchFailed(Refused):
 
 @contextlib.contextmanager
 def open_scratch() -> Iterator[Path]:
-    """A new directory, removed in the end. Errors: `ScratchFailed`, also from within."""
+    """A new directory, removed in the end, or by the next build where this one is killed.
+
+    Errors: `ScratchFailed`, also from within.
+    """
     try:
-        with tempfile.TemporaryDirectory(prefix="edgekit-build-") as directory:
-            yield Path(directory)
+        with Leased("edgekit-build-") as directory:
+            yield directory
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise

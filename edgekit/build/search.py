@@ -95,6 +95,8 @@ class Search:
         """Whether the time was over before exploring was."""
         self._held_s = 0.0
         """Of the time for exploring, what tuning has to leave."""
+        self._needless: dict[str, str] = {}
+        """Recipes that were left out though there was time, and why."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -113,7 +115,8 @@ class Search:
         tried = {trial.variant.recipe.id for trial in self._trials.values()}
         able = {trial.variant.recipe.id for trial in self.ranking.best(self._trials.values())}
         return {
-            recipe.id: (
+            recipe.id: self._needless.get(recipe.id)
+            or (
                 f"{recipe.varies} gained too little for variations of it to be tried"
                 if recipe.varies in tried and not (self._is_cut and recipe.varies in able)
                 else "the search time was over"
@@ -268,6 +271,7 @@ class Search:
                 better = self.ranking.better if like is None else self.ranking.closer
                 tried.append(self._try(recipe, tuning, like=like))
                 best = better(best, tried[-1])
+                variations = self._not_worse(variations, tried[-1])
         if is_fine:
             best = self._round_smallest(best, tried)
         if Knob.WIDE in knobs and not self.ranking.by_size:
@@ -293,6 +297,16 @@ class Search:
             tuning = msgspec.structs.replace(start.variant.tuning, **changed)
             best = self.ranking.closer(best, self._try(recipe, tuning, like=start))
         return best
+
+    def _not_worse(self, variations: list[Recipe], tried: Trial) -> list[Recipe]:
+        """Those that may keep the accuracy though `tried` does not: unless smaller is better
+        whatever has to be spared for it, fewer bits are of no use."""
+        recipe = tried.variant.recipe
+        if self.ranking.by_size or tried.failure is not None or self.ranking.is_mendable(tried):
+            return variations
+        worse = [other.id for other in variations if other.bits < recipe.bits]
+        self._needless |= dict.fromkeys(worse, f"{recipe.id} loses too much with more bits")
+        return [other for other in variations if other.id not in worse]
 
     def _round_smallest(self, best: Trial, tried: Sequence[Trial]) -> Trial:
         """Round the smallest of those that rounding may bring to the accuracy and that are as fast

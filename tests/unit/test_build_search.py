@@ -32,7 +32,13 @@ Figures = tuple[float, int, float]
 """Ratio to float32, bytes, closeness in dB."""
 
 
-def recipe(name: str, *, knobs: frozenset[Knob] = frozenset(), varies: str | None = None) -> Recipe:
+def recipe(
+    name: str,
+    *,
+    knobs: frozenset[Knob] = frozenset(),
+    varies: str | None = None,
+    bits: float = 32.0,
+) -> Recipe:
     return Recipe(
         id=name,
         title=name,
@@ -41,6 +47,7 @@ def recipe(name: str, *, knobs: frozenset[Knob] = frozenset(), varies: str | Non
         output_step=1 / 255,
         knobs=knobs,
         varies=varies,
+        bits=bits,
     )
 
 
@@ -325,6 +332,25 @@ def test_slower_or_smaller_does_not_matter_where_accuracy_does() -> None:
     table.figures["a/5"] = (0.6, *table.figures["a/5"][1:])
     assert narrower(table) == ["a/6 (reconstructed)"]
     assert narrower(narrow_table(), objective=Objective.ACCURACY) == ["a (reconstructed)"]
+
+
+def test_fewer_bits_are_not_tried_where_more_lose_too_much() -> None:
+    table = narrow_table()
+    table.scores["a/6"] = 0.97
+    knobs = frozenset({Knob.RECONSTRUCTED})
+    children = [
+        recipe(f"a/{bits}", varies="a", knobs=knobs, bits=float(bits)) for bits in (6, 5, 4)
+    ]
+    found = search(table, recipe("a", knobs=knobs, bits=8.0), *children)
+    found.explore()
+    # two are made at a time
+    assert "a/5" in table.tried and "a/4" not in table.tried
+    assert found.untried() == {"a/4": "a/6 loses too much with more bits"}
+    by_size = search(
+        narrow_table(), recipe("a", knobs=knobs, bits=8.0), *children, objective=Objective.SIZE
+    )
+    by_size.explore()
+    assert not by_size.untried()
 
 
 def test_nothing_is_rounded_where_there_is_no_time_to_observe_what_layers_read() -> None:

@@ -7,7 +7,8 @@ arXiv 2208.11580).
 
 Invariant: memory is flat in the number of samples: one sample's inputs of the weighted nodes, fewer
 than `_WAITING_ROWS` rows a node that are not counted yet, and float64 second moments of at most
-`_GRAM_BYTES` for all nodes together; nodes that read the same rows share them. Which rows are looked at follows from the sample's number alone.
+`_GRAM_BYTES` for all nodes together; nodes that read the same rows share them. Which rows are
+looked at follows from the sample's number alone.
 """
 
 from __future__ import annotations

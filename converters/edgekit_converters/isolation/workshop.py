@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import msgspec
 
 from edgekit_converters.isolation.calls import Call, Conversation, Limits, Neighbours, cause_of
 from edgekit_converters.isolation.letters import REQUEST, STDERR, Request
+from edgekit_converters.leases import Leased
 
 __all__ = ["Run", "Workshop", "run"]
 
@@ -130,7 +130,8 @@ class _Server:
     """This side of the process that forks."""
 
     def __init__(self, warm: tuple[str, ...]) -> None:
-        self.home = Path(tempfile.mkdtemp(prefix="edgekit-step-"))
+        self._lease = Leased("edgekit-step-")
+        self.home = self._lease.path
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         paths = os.pathsep.join(path for path in sys.path if path)
         own = {**_ENVIRONMENT, "PYTHONPATH": paths}
@@ -172,4 +173,4 @@ class _Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.home, ignore_errors=True)
+        self._lease.close()

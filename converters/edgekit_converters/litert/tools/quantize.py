@@ -225,11 +225,12 @@ class _Lookups:
         data = self.model.buffers[table.buffer].data
         options = operator.builtinOptions
         kinds = self.schema.TensorType
-        return (
+        return bool(
             data is not None
             and len(data) >= _LEAST_TABLE_BYTES
             and table.type == kinds.FLOAT32
             and len(table.shape) == 2
+            and len(ids.shape)
             and ids.type in (kinds.INT32, kinds.INT64)
             and not (options and (options.axis or options.batchDims))
         )
