@@ -40,6 +40,8 @@ _CLOSE: Final = 2.0
 """Times the loss that is allowed: more samples may show that it is less."""
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
+_TIE_SHARE: Final = 0.03
+"""The same where they only break ties."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ class Contest:
             worth,
             baseline.variant,
             self.options,
-            budget_s=self.search_time_s * _LATENCY_SHARE,
+            budget_s=self.search_time_s
+            * (_TIE_SHARE if self.objective is Objective.SIZE else _LATENCY_SHARE),
         )
         judged, peak = self._settled(ranked, accuracies, latencies)
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)

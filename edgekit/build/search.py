@@ -262,6 +262,8 @@ class Search:
         if not is_fine:
             best = self._round(best)
         variations, tried = self._variations(trial), [best]
+        if is_fine and self.ranking.by_size:
+            variations = self._smaller(variations, best)
         while variations and not self.is_over():
             batch, variations = variations[:_MADE_TOGETHER], variations[_MADE_TOGETHER:]
             tuning = best.variant.tuning
@@ -297,6 +299,13 @@ class Search:
             tuning = msgspec.structs.replace(start.variant.tuning, **changed)
             best = self.ranking.closer(best, self._try(recipe, tuning, like=start))
         return best
+
+    def _smaller(self, variations: list[Recipe], fine: Trial) -> list[Recipe]:
+        """Those of fewer bits than one that keeps the accuracy."""
+        recipe = fine.variant.recipe
+        others = [other.id for other in variations if other.bits >= recipe.bits]
+        self._needless |= dict.fromkeys(others, f"it is no smaller than {recipe.id}")
+        return [other for other in variations if other.id not in others]
 
     def _not_worse(self, variations: list[Recipe], tried: Trial) -> list[Recipe]:
         """Those that may keep the accuracy though `tried` does not: unless smaller is better
