@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["SEEN", "digits", "digits_data", "digits_network", "digits_pipeline", "table_data",
-           "tables", "trained_digits"]  # fmt: skip
+__all__ = ["SEEN", "digits", "digits_data", "digits_histograms", "digits_network",
+           "digits_pipeline", "table_data", "tables", "trained_digits"]  # fmt: skip
 
 DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
 SEEN: Final = 600
@@ -93,3 +93,11 @@ def digits_pipeline() -> Any:
 
     features, classes, _, _ = tables("digits")
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(features, classes)
+
+
+def digits_histograms() -> Any:
+    """scikit-learn: gradient boosting by histograms."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    features, classes, _, _ = tables("digits")
+    return HistGradientBoostingClassifier(max_iter=12, random_state=0).fit(features, classes)

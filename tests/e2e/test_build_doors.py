@@ -123,6 +123,21 @@ def test_pipeline_of_scikit_learn_comes_from_a_callable(
     assert np.abs(got - pipeline.predict_proba(features)).max() < 1e-4
 
 
+def test_gradient_boosting_by_histograms_gives_what_its_estimator_gives(
+    tmp_path: Path, workshop: Workshop
+) -> None:
+    need_package("skl2onnx", install=DOORS)
+    data = door_models.table_data(tmp_path / "validation.npz", "digits")
+    found = through_the_door("door_models:digits_histograms", data, tmp_path, workshop)
+    assert_compared(found.normalized.remarks, "scikit-learn 1", 256)
+    assert right(found, "probabilities") > 0.9
+    features = door_models.tables("digits")[0].copy()
+    features[::5, 20] = np.nan  # what is missing goes its way, too
+    got = open_session(RuntimeKind.ONNXRUNTIME, found.source.path).run({"features": features})
+    truth = door_models.digits_histograms().predict_proba(features)
+    assert np.abs(got["probabilities"] - truth).max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["breast_cancer.ubj", "digits.json"])
 def test_xgboost_file_gives_what_its_booster_gives(
     name: str, tmp_path: Path, workshop: Workshop

@@ -119,7 +119,7 @@ def _with_step(holder: Place, split: np.ndarray, bits: int) -> _Rows:
 
 
 def _in_blocks(holder: Place, split: np.ndarray, bits: int) -> _Rows:
-    """Codes with a step and a zero point per block, which are of a byte: a word's highest."""
+    """Codes with a step and a zero point per block, both in units of a word's highest byte."""
     low, high = _ends(split, bits, symmetric=False)
     step = (high - low) / (2**bits - 1)
     steps = _narrowed(step * 2**bits / _BYTE)

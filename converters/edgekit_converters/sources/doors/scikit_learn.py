@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -135,12 +135,13 @@ class _Estimator:
         # of a branch with all columns, skl2onnx does not see that their order is another
         width = self.columns + columns.reorders_all(model, self.columns)
         try:
-            made = convert_sklearn(
-                model,
-                initial_types=[(FEATURES, FloatTensorType([None, width]))],
-                options={id(model): {"zipmap": False}} if is_classifier(model) else None,
-                target_opset=_OPSET,
-            )
+            with _plain_numbers():
+                made = convert_sklearn(
+                    model,
+                    initial_types=[(FEATURES, FloatTensorType([None, width]))],
+                    options={id(model): {"zipmap": False}} if is_classifier(model) else None,
+                    target_opset=_OPSET,
+                )
         except (MissingConverter, MissingShapeCalculator) as error:
             raise NotConvertible(
                 self._title,
@@ -175,6 +176,30 @@ class _Estimator:
                         outputs[name] = found.astype(np.float32) if is_double else found
                     break
         return outputs
+
+
+@contextlib.contextmanager
+def _plain_numbers() -> Iterator[None]:
+    """Have skl2onnx give lists of attributes as Python's numbers: those of HistGradientBoosting's
+    trees have booleans among them, which ONNX does not take for numbers."""
+    from skl2onnx.common import _container
+
+    make_node = _container.make_node
+
+    def made(*arguments: Any, **attributes: Any) -> Any:
+        plain = {
+            name: [int(v) if isinstance(v, bool | np.bool_) else v for v in value]
+            if isinstance(value, list)
+            else value
+            for name, value in attributes.items()
+        }
+        return make_node(*arguments, **plain)
+
+    _container.make_node = made
+    try:
+        yield
+    finally:
+        _container.make_node = make_node
 
 
 def _dense(found: Any) -> Any:
