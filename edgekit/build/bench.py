@@ -72,7 +72,8 @@ class Bench:
 
     @property
     def looked_at(self) -> int:
-        """How many samples search and choice look at; final once there is a screen."""
+        """How many samples search and choice look at; after the screen only `look_closer` changes
+        it."""
         selected = self._split.selected
         return selected if self._most is None else min(selected, self._most)
 
@@ -85,6 +86,12 @@ class Bench:
         return self._measured(
             variants, 0, self.selection, self.looked_at, "running the validation data"
         )
+
+    @property
+    def closer_s(self) -> float:
+        """About how long float32 takes after `look_closer`: it has half of the cores."""
+        wanted = self.looked_at * _CLOSER
+        return self._sample_s * min(wanted, self._split.selected) / 2
 
     def look_closer(self) -> None:
         """Look at more of the selection from now on: what was found so far is forgotten."""

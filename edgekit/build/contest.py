@@ -162,8 +162,9 @@ class Contest:
         tried: list[Trial] = []
         margin = _REACH_OF_FORECASTS if search.ranking.goes_by_forecast else _REACH
         reach: float | None = None
-        is_held = False
-        """Whether one keeps the accuracy, if with no margin."""
+        is_held = has_looked = False
+        """Whether one keeps the accuracy, if with no margin; and whether that was looked at on more
+        samples, which is done once."""
         while pending and len(tried) < _FINALISTS:
             if search.is_over() and is_held:
                 break
@@ -174,7 +175,10 @@ class Contest:
             batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
             tried += batch
             self._accuracies([baseline, *batch])
-            if reach is None and not search.is_over() and self._is_close(baseline, batch):
+            is_first = reach is None and not has_looked
+            may_look = is_first and not search.is_over(self.bench.closer_s)
+            if may_look and self._is_close(baseline, batch):
+                has_looked = True
                 self.bench.look_closer()
                 self._accuracies([baseline, *batch])
             for trial in batch:

@@ -145,23 +145,24 @@ class Pantry:
             return None
         return out if changed else None
 
-    def samples(self, most: int = _STUDIED) -> tuple[str, ...]:
+    def samples(self, most: int = _STUDIED, *, most_s: float = math.inf) -> tuple[str, ...]:
         """Files of the first samples that variants are made with, for children; written when first
-        asked for."""
+        asked for, those beyond the first few for at most `most_s`."""
         with self._sampling:
             if most > self._asked:
-                self._studied, self._asked = tuple(self._written(most)), most
+                self._studied, self._asked = tuple(self._written(most, most_s)), most
             return self._studied[:most]
 
-    def _written(self, most: int) -> Iterator[str]:
-        written = 0
+    def _written(self, most: int, most_s: float) -> Iterator[str]:
+        written, began = 0, self._clock()
         for index, sample in enumerate(islice(self.material.calibration_samples(), most)):
             path = self._scratch / f"studied{index}.npz"
             if not path.exists():
                 write_tensors(path, sample.feeds)
             yield str(path)
             written += path.stat().st_size
-            if written > _STUDIED_BYTES:
+            is_late = index + 1 >= _STUDIED and self._clock() - began > most_s
+            if written > _STUDIED_BYTES or is_late:
                 return
 
     def sample_files(self) -> Path:
@@ -258,12 +259,14 @@ class Pantry:
         with self._studying:
             if base not in self._moments:
                 path = self._scratch / f"moments-{base.value}.npz"
+                most_s, began = self.observing_s(base), self._clock()
+                files = self.samples(_MOMENT_SAMPLES, most_s=most_s)
                 arguments = {
                     "model": str(model),
                     "out": str(path),
-                    "samples": self.samples(_MOMENT_SAMPLES),
+                    "samples": files,
                     "least": _STUDIED,
-                    "most_s": self.observing_s(base),
+                    "most_s": max(0.0, most_s - (self._clock() - began)),
                     "threads": self._threads,
                 }
                 with self._progress.stage("observing what layers read", None):

@@ -193,11 +193,11 @@ class Search:
     def is_over(self, takes_s: float = 0.0) -> bool:
         """Whether it is too late to begin anything, or what takes so long."""
         ends = self._deadlines
-        now = self._clock() + takes_s
+        now = self._clock()
         if self._is_explored:
-            return now >= ends.relieve_s
+            return now + takes_s >= ends.relieve_s
         self._is_cut |= now >= ends.explore_s
-        return now >= ends.explore_s - self._held_s
+        return now + takes_s >= ends.explore_s - self._held_s
 
     def _try_all(self, recipes: Iterable[Recipe]) -> None:
         """In twos, while there is as much time left as the last two took."""
@@ -273,7 +273,7 @@ class Search:
                 better = self.ranking.better if like is None else self.ranking.closer
                 tried.append(self._try(recipe, tuning, like=like))
                 best = better(best, tried[-1])
-                variations = self._not_worse(variations, tried[-1])
+                variations = self._not_worse(variations, tried[-1], start=trial)
         if is_fine:
             best = self._round_smallest(best, tried)
         if Knob.WIDE in knobs and not self.ranking.by_size:
@@ -290,8 +290,9 @@ class Search:
     def _round(self, start: Trial) -> Trial:
         """Change how weights are rounded, where that gains."""
         recipe = start.variant.recipe
-        takes_s = self._kitchen.pantry.observing_s(Base.of(start.variant.tuning))
-        if self.is_over(takes_s) or not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
+        if not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
+            return start
+        if self.is_over(self._kitchen.pantry.observing_s(Base.of(start.variant.tuning))):
             return start
         self._make_ahead(start, _ROUNDINGS)
         best = start
@@ -307,11 +308,15 @@ class Search:
         self._needless |= dict.fromkeys(others, f"it is no smaller than {recipe.id}")
         return [other for other in variations if other.id not in others]
 
-    def _not_worse(self, variations: list[Recipe], tried: Trial) -> list[Recipe]:
-        """Those that may keep the accuracy though `tried` does not: unless smaller is better
-        whatever has to be spared for it, fewer bits are of no use."""
+    def _not_worse(self, variations: list[Recipe], tried: Trial, *, start: Trial) -> list[Recipe]:
+        """Those that may keep the accuracy though `tried` does not, which has fewer bits than the
+        `start`: still fewer are of no use, unless smaller is better, or asked for, whatever has to
+        be spared for it."""
         recipe = tried.variant.recipe
-        if self.ranking.by_size or tried.failure is not None or self.ranking.is_mendable(tried):
+        is_small = not self.ranking.by_size and self.ranking.is_within(tried)
+        if not is_small or recipe.bits >= start.variant.recipe.bits:
+            return variations
+        if tried.failure is not None or self.ranking.is_mendable(tried):
             return variations
         worse = [other.id for other in variations if other.bits < recipe.bits]
         self._needless |= dict.fromkeys(worse, f"{recipe.id} loses too much with more bits")

@@ -355,6 +355,21 @@ def test_fewer_bits_are_not_tried_where_more_lose_too_much() -> None:
     assert "a/8" in table.tried
 
 
+def test_fewer_bits_are_tried_where_what_loses_too_much_is_too_large_or_has_as_many() -> None:
+    table = narrow_table()
+    table.scores["a/8"] = 0.9
+    assert not narrower(table).untried()
+    table.scores["a/6"] = 0.97
+    knobs = frozenset({Knob.RECONSTRUCTED})
+    children = [
+        recipe(f"a/{bits}", varies="a", knobs=knobs, bits=float(bits)) for bits in (6, 5, 4)
+    ]
+    bounds = Bounds(max_drop=0.01, max_mb=180e-6)
+    found = search(table, recipe("a", knobs=knobs, bits=8.0), *children, bounds=bounds)
+    found.explore()
+    assert not found.untried()
+
+
 def test_for_size_what_is_no_smaller_than_what_keeps_the_accuracy_is_not_tried() -> None:
     found = narrower(narrow_table(), objective=Objective.SIZE)
     assert found.untried() == {"a/8": "it is no smaller than a"}

@@ -436,6 +436,38 @@ def test_a_table_that_several_read_is_stored_once(
     assert spread(path, out) < 0.15
 
 
+@pytest.mark.parametrize("low", [-1e4, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("table_bits", [4, 6])
+def test_a_mask_keeps_its_zeros_whatever_the_bits(
+    low: float, table_bits: int, tmp_path: Path
+) -> None:
+    mask = np.where(np.random.default_rng(0).random((64, 96)) < 0.5, 0, low).astype(np.float32)
+    values = {
+        "mask": mask,
+        "table": np.random.default_rng(1).standard_normal((64, 96)).astype(np.float32),
+        "w": np.random.default_rng(2).standard_normal((96, 8)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["mask", "ids"], ["masked"], name="masks"),
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="rows"),
+        helper.make_node("MatMul", ["rows", "w"], ["y"], name="last"),
+    ]
+    inner = helper.make_graph(
+        nodes,
+        "masks",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("masked", "y")],
+        [numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    path = tmp_path / "masks.onnx"
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    onnx.save_model(model, path)
+    out = made(path, storage=Storage(table_bits=table_bits))
+    ids = np.arange(64, dtype=np.int64)
+    got = open_session(RuntimeKind.ONNXRUNTIME, out).run({"ids": ids})["masked"]
+    assert not got[mask == 0].any() and np.allclose(got, mask, rtol=0.01)
+
+
 @pytest.mark.parametrize("keeper", ["operator", "spared node"])
 def test_a_table_that_another_keeps_is_not_stored_beside_it(keeper: str, tmp_path: Path) -> None:
     other = [helper.make_node("ReduceMax", ["table"], ["z"], name="keeper")]

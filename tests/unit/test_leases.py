@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -49,6 +50,32 @@ def test_directory_of_a_process_that_was_killed_goes_and_that_of_a_living_one_st
         with Leased("some-") as mine:
             assert mine.exists() and not theirs.exists()
     assert foreign.exists()
+
+
+def test_removal_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    held = Leased("some-")
+    (held.path / "sub").mkdir()
+    (held.path / "sub" / "file").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, **_: None)
+        held.close()
+    assert (held.path / ".lease").exists()
+    Leased("some-").close()
+    assert not list(tmp_path.glob("some-*"))
+
+
+def test_file_system_without_locks_keeps_what_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(held: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with Leased("some-") as mine:
+        (mine / "file").touch()
+        with Leased("some-"):
+            assert (mine / "file").exists()
+    assert not list(tmp_path.glob("some-*"))
 
 
 def test_directory_goes_whatever_happens_in_it() -> None:

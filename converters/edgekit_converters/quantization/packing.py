@@ -4,7 +4,7 @@ The codes of a word lie one above the other, four to eight of them. One shift to
 code to the top of its word. What is then below it are the codes that were below it anyway, and
 they are not cleared away, which would take a second operation: together they are a fraction of the
 code's step that is known when it is chosen, so it is chosen with them. A value is off by half a
-step at most, as with codes that stand alone.
+step at most, as with codes that stand alone, but for those within half a step of an end or beyond.
 
 Invariant: what the nodes compute is `unpacked`, exactly.
 """
@@ -40,7 +40,7 @@ class PackedRows:
 
     @classmethod
     def stored(cls, holder: Place, values: np.ndarray, bits: int) -> PackedRows:
-        """Add the words of a matrix in `[0, 1)`."""
+        """Add the words of a matrix of parts of a word; what is not in `[0, 1)` goes to an end."""
         words = holder.constant(pack(values, bits)[:, None], "words")
         return cls(words=words, bits=bits, columns=values.shape[1])
 
@@ -60,8 +60,8 @@ class PackedRows:
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """Words [row, word] of values [row, column] in `[0, 1)`, with codes of at least `bits` bits:
-    as many as a word has room for, and what is left over widens the topmost."""
+    """Words [row, word] of values [row, column], cut to `[0, 1)`, with codes of at least `bits`
+    bits: as many as a word has room for, and what is left over widens the topmost."""
     widths = _widths(bits)
     count = -(-values.shape[1] // len(widths))
     words = np.zeros((len(values), count), np.uint32)

@@ -28,6 +28,11 @@ _BLOCKS: Final = (64, 32, 16)
 _SHRINKS: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Parts of a grid's range that are tried."""
 _BYTE: Final = 256
+_MOST_ZEROS: Final = 0.01
+"""Of a table, in rows that are not all zero: codes below 8 bits have none for zero, and a mask has
+many."""
+_LARGEST: Final = 1e30
+"""Beyond it what a grid is computed with may be too large for float32."""
 
 
 def table_of(place: Place, node: NodeProto, kept: frozenset[str]) -> np.ndarray | None:
@@ -38,8 +43,8 @@ def table_of(place: Place, node: NodeProto, kept: frozenset[str]) -> np.ndarray 
     table = place.floats(node.input[0])
     if table is None or table.ndim != 2:
         return None
-    is_worth = table.nbytes // 4 > _NODE_BYTES and np.isfinite(table).all()
-    return table if is_worth else None
+    is_held = np.isfinite(table).all() and np.abs(table).max(initial=0) < _LARGEST
+    return table if is_held and table.nbytes // 4 > _NODE_BYTES else None
 
 
 def kept_tables(model: ModelProto, floating: frozenset[str]) -> frozenset[str]:
@@ -64,9 +69,11 @@ def _narrowed_input(node: NodeProto) -> int | None:
 
 def take_rows(place: Place, node: NodeProto, table: np.ndarray, *, bits: int) -> None:
     """Add what stands for `node`: 4-bit tables with a step and a zero point per block, wider ones
-    with a step per row. All that read a table share its codes."""
+    with a step per row; masks and the like in 8 bits whatever `bits` is. All that read a table
+    share its codes."""
     holder = place.holder(node.input[0])
     assert holder is not None
+    bits = bits if _is_packable(table) else 8
     key = ("table", node.input[0], bits)
     if key not in holder.memory:
         holder.memory[key] = _stored(holder, table) if bits == 8 else _packed(holder, table, bits)
@@ -80,6 +87,12 @@ def take_rows(place: Place, node: NodeProto, table: np.ndarray, *, bits: int) ->
 
 _Rows = Callable[[Place, str], str]
 """Adds nodes that give the rows of a table by the name of an index; the name of what they give."""
+
+
+def _is_packable(table: np.ndarray) -> bool:
+    """Whether fewer than 8 bits may do."""
+    zeros = np.count_nonzero(table[table.any(axis=1)] == 0)
+    return bool(zeros <= _MOST_ZEROS * table.size)
 
 
 def _stored(holder: Place, table: np.ndarray) -> _Rows:

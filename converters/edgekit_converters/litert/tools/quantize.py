@@ -205,14 +205,38 @@ class _Lookups:
 
         self.schema, self.model, self.graph = schema, model, graph
         self.made: list[Any] = []
+        self.floats = self._read_as_float()
+        """Buffers that something needs in float32: to narrow those for others adds bytes."""
+
+    def _read_as_float(self) -> set[int]:
+        found: set[int] = set()
+        for graph in self.model.subgraphs:
+            found.update(graph.tensors[index].buffer for index in graph.outputs)
+            for operator in graph.operators:
+                code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
+                weight = code == self.schema.BuiltinOperator.FULLY_CONNECTED
+                for place, index in enumerate(operator.inputs):
+                    is_narrow = self._takes_rows(graph, operator) and place == 0
+                    if index >= 0 and not (is_narrow or (weight and place == 1)):
+                        found.add(graph.tensors[index].buffer)
+        return found
+
+    def _takes_rows(self, graph: Any, operator: Any) -> bool:
+        """Whether it is a Gather of whole rows by a list of integers, or by several."""
+        code = self.model.operatorCodes[operator.opcodeIndex].builtinCode
+        if code != self.schema.BuiltinOperator.GATHER:
+            return False
+        ids, options = graph.tensors[operator.inputs[1]], operator.builtinOptions
+        kinds = self.schema.TensorType
+        is_list = ids.shape is not None and len(ids.shape) > 0
+        is_whole = not (options and (options.axis or options.batchDims))
+        return is_list and is_whole and ids.type in (kinds.INT32, kinds.INT64)
 
     def replace(self) -> bool:
         """Whether there was one."""
-        gather = self.schema.BuiltinOperator.GATHER
         found = False
         for operator in self.graph.operators:
-            code = self.model.operatorCodes[operator.opcodeIndex]
-            if code.builtinCode == gather and self._is_lookup(operator):
+            if self._is_lookup(operator):
                 self._look_up(operator)
                 found = True
             else:
@@ -221,18 +245,17 @@ class _Lookups:
         return found
 
     def _is_lookup(self, operator: Any) -> bool:
-        table, ids = (self.graph.tensors[index] for index in operator.inputs[:2])
+        if not self._takes_rows(self.graph, operator):
+            return False
+        table = self.graph.tensors[operator.inputs[0]]
         data = self.model.buffers[table.buffer].data
-        options = operator.builtinOptions
-        kinds = self.schema.TensorType
         return bool(
             data is not None
             and len(data) >= _LEAST_TABLE_BYTES
-            and table.type == kinds.FLOAT32
+            and table.type == self.schema.TensorType.FLOAT32
+            and table.shape is not None
             and len(table.shape) == 2
-            and len(ids.shape)
-            and ids.type in (kinds.INT32, kinds.INT64)
-            and not (options and (options.axis or options.batchDims))
+            and table.buffer not in self.floats
         )
 
     def _look_up(self, operator: Any) -> None:
