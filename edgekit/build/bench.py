@@ -87,12 +87,6 @@ class Bench:
             variants, 0, self.selection, self.looked_at, "running the validation data"
         )
 
-    @property
-    def closer_s(self) -> float:
-        """About how long float32 takes after `look_closer`: it has half of the cores."""
-        wanted = self.looked_at * _CLOSER
-        return self._sample_s * min(wanted, self._split.selected) / 2
-
     def look_closer(self) -> None:
         """Look at more of the selection from now on: what was found so far is forgotten."""
         if self.looked_at < self._split.selected and self._most is not None:

@@ -176,8 +176,7 @@ class Contest:
             tried += batch
             self._accuracies([baseline, *batch])
             is_first = reach is None and not has_looked
-            may_look = is_first and not search.is_over(self.bench.closer_s)
-            if may_look and self._is_close(baseline, batch):
+            if is_first and not search.is_over() and self._is_close(baseline, batch):
                 has_looked = True
                 self.bench.look_closer()
                 self._accuracies([baseline, *batch])
