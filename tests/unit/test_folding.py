@@ -113,14 +113,14 @@ def test_values_are_near_and_more_bits_are_nearer() -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("rows", [96, 75])
 def test_rounding_by_moments_changes_outputs_less(bits: int, rows: int) -> None:
-    matrix = weights(rows, 20)
+    matrix = weights(rows, 200)  # of a few columns chance decides
     inputs, moments = seen_by(matrix)
 
     def error(seen: Moments | None) -> float:
         packed = pack(matrix, bits=bits, block=32, levels=127, moments=seen)
         return float(np.mean((inputs @ (packed.weights * packed.steps - matrix)) ** 2))
 
-    assert error(moments) < 0.75 * error(None)
+    assert error(moments) < 0.65 * error(None)
 
 
 def test_rounding_to_levels_is_taken_back_too() -> None:
