@@ -6,7 +6,7 @@ choice has been made. Results are kept, since profiles share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -37,6 +37,8 @@ at, or the search would see few variants. What is held out is run whole."""
 _LEAST_SELECTED: Final = 128
 _CLOSER: Final = 3
 """So many times the samples, where those cannot tell."""
+_GIVEN: Final = ""
+"""The given model's name among variants; no recipe has it."""
 
 
 class Bench:
@@ -84,7 +86,11 @@ class Bench:
     def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy of each variant on the selection, by title."""
         return self._measured(
-            variants, 0, self.selection, self.looked_at, "running the validation data"
+            {variant.title: variant.model for variant in variants},
+            0,
+            self.selection,
+            self.looked_at,
+            "running the validation data",
         )
 
     def look_closer(self) -> None:
@@ -94,17 +100,22 @@ class Bench:
             self._truths[0] = Truths(self.truth)
             self._accuracies = {key: a for key, a in self._accuracies.items() if key[1] != 0}
 
-    def held_out(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
-        """Accuracy on what was held out from the choice, by title; empty where nothing was."""
+    def held_out(self, winner: Variant, baseline: Variant) -> dict[str, Accuracy]:
+        """Accuracy on what was held out from the choice, by title; empty where nothing was.
+
+        A baseline that has lost is the model as it was given, which runs anyhow: the selection told
+        whether it does as well as that.
+        """
         if not self.holds_out:
             return {}
-        return self._measured(
-            variants,
+        found = self._measured(
+            {_GIVEN: self.truth, winner.title: winner.model},
             1,
             lambda: self._split.held_out(self._series()),
             self.samples - self._split.selected,
             "running what was held out",
         )
+        return {baseline.title: found[_GIVEN], winner.title: found[winner.title]}
 
     @property
     def seen_held_out(self) -> frozenset[bytes]:
@@ -141,13 +152,13 @@ class Bench:
 
     def _measured(
         self,
-        variants: Sequence[Variant],
+        models: Mapping[str, ModelFile],
         part: int,
         samples: Callable[[], Iterable[Sample]],
         count: int,
         title: str,
     ) -> dict[str, Accuracy]:
-        wanted = {v.title: v.model for v in variants if (v.title, part) not in self._accuracies}
+        wanted = {name: m for name, m in models.items() if (name, part) not in self._accuracies}
         if wanted:
             with self._progress.stage(title, count) as advance:
                 found = measure_accuracy(
@@ -158,7 +169,7 @@ class Bench:
                     advance=advance,
                 )
             self._accuracies |= {(name, part): accuracy for name, accuracy in found.items()}
-        return {v.title: self._accuracies[v.title, part] for v in variants}
+        return {name: self._accuracies[name, part] for name in models}
 
     def latencies(
         self, variants: Sequence[Variant], baseline: Variant, options: Options, *, budget_s: float

@@ -59,14 +59,14 @@ _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.7
+_TRIALS_SHARE: Final = 0.65
 """Of the search time that is left when calibration is done: until when trials begin."""
-_RELIEF_SHARE: Final = 0.9
+_RELIEF_SHARE: Final = 0.82
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_SHARE: Final = 0.09
 """Of the search time: for latencies in full, golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
-"""What ranking the nodes for the report takes, as a rule."""
+"""What ranking the nodes for the report takes, as a rule, beside what is held out."""
 _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
@@ -382,7 +382,7 @@ class _Build:
             deadlines=Deadlines(
                 explore_s=now + slice_s * _TRIALS_SHARE,
                 relieve_s=now + slice_s * _RELIEF_SHARE,
-                rank_s=now + slice_s + bench.held_out_s - _RANKING_S,
+                rank_s=now + slice_s - max(0.0, _RANKING_S - bench.held_out_s),
             ),
             progress=self._watch,
             clock=self._turns.now,

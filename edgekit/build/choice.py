@@ -2,7 +2,8 @@
 
 Invariant: the baseline can always win; a candidate that breaks a bound, or is neither smaller nor
 faster than the baseline, never does. A latency differs only where its interval says so; among
-equals in the objective the smaller wins, then the more accurate.
+equals in the objective the smaller wins, then the more accurate. What is a few percent slower than
+the fastest counts as its equal only if it is smaller by three times as much.
 
 Off the target times are figures of a device of the profile, or else estimates; both are intervals,
 and two that overlap are one. Where a winner is not apart from another that was only estimated, that
@@ -33,6 +34,10 @@ _INTERVAL: Final = 1.96
 _ABOUT_A_SIZE: Final = 1.25
 _SAME_SIZE: Final = 0.01
 """Names and padding make one file larger than another by about so much."""
+_HARDLY_SLOWER: Final = 1.03
+"""A candidate that is slower than the fastest by no more may win by being smaller,"""
+_TIME_TO_SIZE: Final = 3
+"""where a percent of time counts as so many of size."""
 
 
 class NothingFits(Refused):
@@ -211,12 +216,27 @@ def _best(
         if objective is Objective.ACCURACY and on_target:
             return min(equal, key=lambda c: (_speed(c), _size(c), c.title))
     else:
-        fastest = min(able, key=_speed)
-        edge = 1.0
-        if fastest.latency and _speed(fastest) < 1:
-            edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
-        equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
+        equal = _fastest(able)
     return min(_smallest(equal), key=lambda c: (*_finest(c), c.title))
+
+
+def _fastest(able: Sequence[Candidate]) -> list[Candidate]:
+    """Those that nothing tells from the fastest, unless one that is hardly slower is smaller by
+    enough to be worth that."""
+    fastest = min(able, key=_speed)
+    edge = 1.0
+    if fastest.latency and _speed(fastest) < 1:
+        edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
+
+    def cost(candidate: Candidate) -> float:
+        slower = _speed(candidate) / _speed(fastest)
+        is_as_fast = candidate is fastest or (_low(candidate) <= edge and _speed(candidate) <= edge)
+        return _size(candidate) * (1.0 if is_as_fast else slower**_TIME_TO_SIZE)
+
+    limit = max(edge, _speed(fastest), min(1.0, _speed(fastest) * _HARDLY_SLOWER))
+    near = [c for c in able if _speed(c) <= limit]
+    least = min(map(cost, near))
+    return [c for c in near if cost(c) <= least * (1 + _SAME_SIZE)]
 
 
 def _fastest_off_target(able: Sequence[Candidate]) -> Sequence[Candidate]:

@@ -7,7 +7,8 @@ out carry the figures of the screen, which are of fewer samples and rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,12 +21,14 @@ from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
+from edgekit.build.ranking import Ranking
 from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
 from edgekit_contract.errors import Refused
 from edgekit_converters import external
+from edgekit_converters.quantization.sensitivity import NodeNoise
 
 __all__ = ["Contest", "Verdict"]
 
@@ -84,6 +87,7 @@ class Contest:
                 f"the model itself cannot be measured ({baseline.failure}): check model and data."
             )
         ranked = [baseline, *self._finals(search, baseline, pending)]
+        search.close()
         accuracies = self._accuracies(ranked)
         # what cannot be chosen for its accuracy is not timed
         worth = [
@@ -101,7 +105,9 @@ class Contest:
         judged, peak = self._settled(ranked, accuracies, latencies)
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)
         winner = next(t for t in ranked if t.title == chosen.title)
-        held_out = self.bench.held_out([baseline.variant, winner.variant])
+        with ThreadPoolExecutor(1) as beside:  # a child's work: this process waits for it
+            noise = search.sensitivity(winner.variant.kind, beside)
+            held_out = self.bench.held_out(winner.variant, baseline.variant)
         judged = tuple(
             msgspec.structs.replace(c, held_out=held_out[c.title].score)
             if c.title in held_out
@@ -117,7 +123,7 @@ class Contest:
                 *self._skipped(search.untried()),
             ),
             accuracy=accuracies[winner.title],
-            sensitivity=_sensitivity(search, winner.variant),
+            sensitivity=_sensitivity(noise.result(), winner.variant),
             peak_ram_bytes=peak,
             contenders=_contenders(judged, ranked),
         )
@@ -160,19 +166,13 @@ class Contest:
         One that loses too much is relieved, and takes its place anew among those to come.
         """
         tried: list[Trial] = []
-        margin = _REACH_OF_FORECASTS if search.ranking.goes_by_forecast else _REACH
         reach: float | None = None
         is_held = has_looked = False
         """Whether one keeps the accuracy, if with no margin; and whether that was looked at on more
         samples, which is done once."""
-        while pending and len(tried) < _FINALISTS:
-            if search.is_over() and is_held:
-                break
-            if reach is not None and (
-                search.is_over() or search.ranking.key(pending[0])[:2] > (0.0, reach)
-            ):
-                break
-            batch, pending = pending[:_TOGETHER], pending[_TOGETHER:]
+        while pending and len(tried) < _FINALISTS and not (search.is_over() and is_held):
+            batch = _rivals(pending, search.ranking)
+            pending = pending[len(batch) :]
             tried += batch
             self._accuracies([baseline, *batch])
             is_first = reach is None and not has_looked
@@ -185,11 +185,14 @@ class Contest:
                 is_held |= self._is_tolerable(baseline, trial, margin=False)
                 over, key = search.ranking.key(trial)[:2]
                 if fine and not over and (reach is None or key < reach):
-                    reach = key + abs(key) * margin
+                    reach = _reach(trial, search.ranking)
                 relieved = None if fine else search.relieve(trial)
                 known = {one.title for one in (*tried, *pending)}
                 if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.ranking.key)
+            if reach is not None:
+                left = [] if search.is_over() else pending
+                pending = [one for one in left if _is_near(one, (0.0, reach), search.ranking)]
         return tried
 
     def _is_close(self, baseline: Trial, batch: Sequence[Trial]) -> bool:
@@ -217,6 +220,25 @@ class Contest:
             Candidate(recipe=recipe, outcome=Outcome.SKIPPED, reason=reason)
             for recipe, reason in reasons.items()
         )
+
+
+def _reach(trial: Trial, ranking: Ranking) -> float:
+    """Up to where others may be ahead of one that holds, for all that screening can tell."""
+    key = ranking.key(trial)[1]
+    return key + abs(key) * (_REACH_OF_FORECASTS if ranking.goes_by_forecast else _REACH)
+
+
+def _is_near(trial: Trial, bounds: tuple[float, float], ranking: Ranking) -> bool:
+    """Whether it may be ahead of one that reaches so far."""
+    over, key = ranking.key(trial)[:2]
+    return (over, key - ranking.doubt(trial)) <= bounds
+
+
+def _rivals(pending: Sequence[Trial], ranking: Ranking) -> list[Trial]:
+    """The best, and the next if it may be ahead of that: those are run together."""
+    best, *others = pending[:_TOGETHER]
+    bounds = (ranking.key(best)[0], _reach(best, ranking))
+    return [best, *(trial for trial in others if _is_near(trial, bounds, ranking))]
 
 
 def _contenders(judged: Sequence[Candidate], ranked: Sequence[Trial]) -> tuple[Variant, ...]:
@@ -279,7 +301,7 @@ def _left_out(trial: Trial, winner: Trial, ratio: Callable[[Trial], float]) -> C
     )
 
 
-def _sensitivity(search: Search, winner: Variant) -> tuple[NodeSensitivity, ...]:
+def _sensitivity(found: Iterable[NodeNoise], winner: Variant) -> tuple[NodeSensitivity, ...]:
     return tuple(
         NodeSensitivity(
             node=noise.node,
@@ -288,5 +310,5 @@ def _sensitivity(search: Search, winner: Variant) -> tuple[NodeSensitivity, ...]
             spared=noise.node in winner.tuning.spared,
             parameters=noise.parameters,
         )
-        for noise in search.sensitivity(winner.kind)
+        for noise in found
     )

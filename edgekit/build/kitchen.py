@@ -99,6 +99,13 @@ class Kitchen:
         """Whether `noise` has been measured."""
         return kind in self._noise
 
+    def read_samples(self, kind: RuntimeKind) -> None:
+        """Read from DATA what `noise` needs."""
+        if kind is RuntimeKind.ONNXRUNTIME:
+            self.pantry.samples()
+        elif self.material.data is not None:
+            self.pantry.sample_files()
+
     def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, the noisiest first, measured when first asked for; empty
         where it cannot be measured."""

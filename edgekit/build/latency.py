@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from typing import Final
 
 import msgspec
@@ -18,9 +19,9 @@ from edgekit.build.accuracy import groups
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
 from edgekit.build.turns import alone
-from edgekit_runtime.session import Tensors
+from edgekit_runtime.session import Session, Tensors
 
-__all__ = ["Clock", "is_doubtful", "joined", "measure_latencies", "ratio_of"]
+__all__ = ["Clock", "is_doubtful", "joined", "measure_latencies", "race", "ratio_of"]
 
 _ROUND_S: Final = 0.004
 """A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
@@ -51,7 +52,6 @@ _RESAMPLES: Final = 1000
 Clock = Callable[[], float]
 
 
-@alone()
 def measure_latencies(
     variants: Mapping[str, ModelFile],
     *,
@@ -61,37 +61,64 @@ def measure_latencies(
     budget_s: float,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
-    """Time variants against the baseline, in rounds in which each has its turn.
+    """Time variants against the baseline, as many at once as memory allows: see `race`.
+
+    About `budget_s` in all. Errors: `Refused` where one does not run.
+    """
+    found: dict[str, Latency] = {}
+    names = groups(variants)
+    for group in names:
+        with ExitStack() as opened:
+            reference = opened.enter_context(closing(baseline.open_by(options)))
+            sessions = {
+                name: reference  # it is not run twice
+                if variants[name] == baseline
+                else opened.enter_context(closing(variants[name].open_by(options)))
+                for name in group
+            }
+            share_s = budget_s / len(names)
+            found |= race(sessions, baseline=reference, feeds=feeds, budget_s=share_s, clock=clock)
+    return found
+
+
+@alone()
+def race(
+    sessions: Mapping[str, Session],
+    *,
+    baseline: Session,
+    feeds: Sequence[Tensors],
+    budget_s: float,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time variants, the baseline itself may be one, in rounds in which each has its turn.
 
     About `budget_s` in all. A variant leaves early once its ratio is known well (the best ones
     together), or is surely much worse than the best. Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
-    names = groups(variants)
-    for group in names:
-        echoes = {name for name in group if variants[name] == baseline}  # they are not run twice
-        models = {_BASELINE: baseline} | {n: variants[n] for n in group if n not in echoes}
-        racers = {name: _Racer(model, options, feeds, clock) for name, model in models.items()}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in group}
-        running = list(group)
-        began, rounds = clock(), 0
-        while running and _goes_on(rounds, clock() - began, budget_s / len(names)):
-            order = [name for name in (_BASELINE, *running) if name not in echoes]
-            turn = rounds % len(order)
-            tensors = feeds[rounds % len(feeds)]
-            spent = {name: racers[name].run(tensors) for name in (*order[turn:], *order[:turn])}
-            for name in running:
-                own = spent[_BASELINE] if name in echoes else spent[name]
-                times[name].append((spent[_BASELINE], own))
-            rounds += 1
-            if rounds % _LOOK_EVERY == 0:
-                found |= {name: ratio_of(times[name]) for name in running}
-                known = _known(found, running)
-                running = [name for name in running if name not in known]
-        found |= {name: ratio_of(times[name]) for name in group}
-        for racer in racers.values():
-            racer.session.close()
-    return found
+    echoes = {name for name, session in sessions.items() if session is baseline}
+    racers = {
+        name: _Racer(session, feeds, clock)
+        for name, session in {_BASELINE: baseline, **sessions}.items()
+        if name not in echoes
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
+    running = list(sessions)
+    began, rounds = clock(), 0
+    while running and _goes_on(rounds, clock() - began, budget_s):
+        order = [name for name in (_BASELINE, *running) if name not in echoes]
+        turn = rounds % len(order)
+        tensors = feeds[rounds % len(feeds)]
+        spent = {name: racers[name].run(tensors) for name in (*order[turn:], *order[:turn])}
+        for name in running:
+            own = spent[_BASELINE] if name in echoes else spent[name]
+            times[name].append((spent[_BASELINE], own))
+        rounds += 1
+        if rounds % _LOOK_EVERY == 0:
+            found |= {name: ratio_of(times[name]) for name in running}
+            known = _known(found, running)
+            running = [name for name in running if name not in known]
+    return found | {name: ratio_of(rounds_of) for name, rounds_of in times.items()}
 
 
 def _goes_on(rounds: int, spent_s: float, budget_s: float) -> bool:
@@ -106,11 +133,8 @@ def _goes_on(rounds: int, spent_s: float, budget_s: float) -> bool:
 class _Racer:
     """A session and how often it runs in a turn."""
 
-    def __init__(
-        self, model: ModelFile, options: Options, feeds: Sequence[Tensors], clock: Clock
-    ) -> None:
-        self.session = model.open_by(options)
-        self._clock = clock
+    def __init__(self, session: Session, feeds: Sequence[Tensors], clock: Clock) -> None:
+        self._session, self._clock = session, clock
         self._repeats, self._is_unsettled = 1, False
         last, began = 0.0, clock()
         for index in range(_WARM_UP_RUNS):
@@ -123,10 +147,10 @@ class _Racer:
     def run(self, tensors: Tensors) -> float:
         """Seconds of one run, the mean of a turn."""
         if self._is_unsettled:
-            self.session.run(tensors)
+            self._session.run(tensors)
         began = self._clock()
         for _ in range(self._repeats):
-            self.session.run(tensors)
+            self._session.run(tensors)
         return (self._clock() - began) / self._repeats
 
 

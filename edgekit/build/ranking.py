@@ -85,6 +85,12 @@ class Ranking:
             return (over, size, -trial.closeness_db, ratio)
         return (over, ratio, size, -trial.closeness_db)
 
+    def doubt(self, trial: Trial) -> float:
+        """How much less than its `key` says a trial may take, for all that a brief timing tells."""
+        if self.by_accuracy or self.by_size or self.goes_by_forecast or trial.latency is None:
+            return 0.0
+        return max(0.0, trial.ratio - trial.latency.low)
+
     def is_within(self, trial: Trial, *, size_part: float = 1.0) -> bool:
         """Whether it keeps the bounds of size and time, as far as screening can tell."""
         bounds = self._bounds

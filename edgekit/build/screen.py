@@ -15,14 +15,14 @@ from typing import Final
 
 from edgekit.build.accuracy import Accuracy, Contestant, Truths
 from edgekit.build.kitchen import Variant
-from edgekit.build.latency import measure_latencies
+from edgekit.build.latency import race
 from edgekit.build.metrics import Metric, Outputs
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit_contract import limits
 from edgekit_converters import external
-from edgekit_runtime.session import SessionOptions, Tensors
+from edgekit_runtime.session import Session, SessionOptions, Tensors
 
 __all__ = ["SCREENED", "Screen", "Trial"]
 
@@ -34,6 +34,8 @@ _BASELINE_S: Final = 1.0
 """How long the baseline and the reading of the samples may take, once there are a few."""
 _VARIANT_S: Final = 1.0
 """The same for a variant; one that is so slow is compared on fewer."""
+_OPEN_BYTES: Final = 256 * limits.MIB
+"""A baseline that is no larger stays open: each variant is timed beside it."""
 _RACE_S: Final = 0.2
 _RACE_FEEDS: Final = 4
 
@@ -84,6 +86,7 @@ class Screen:
         self._baseline, self._metric, self._options = baseline, metric, options
         self._kept: list[tuple[Sample, Outputs]] = []
         self._trials: dict[tuple[str, object], Trial] = {}
+        self._open: Session | None = None
         spent: list[float] = []
         kept_bytes = 0
         began = time.perf_counter()
@@ -125,22 +128,32 @@ class Screen:
             contestant.take(sample, outputs)
             if number >= _LEAST and time.perf_counter() - began > _VARIANT_S:
                 break
+        session, latency = contestant.session, like.latency if like is not None else None
+        if like is None and session is not None and contestant.failure is None:
+            latency = self._timed(variant, session)
         accuracy = contestant.close()
         if accuracy.failure is not None:
             return Trial(variant=variant, accuracy=accuracy)
         return Trial(
             variant=variant,
             accuracy=accuracy,
-            latency=like.latency if like is not None else self._timed(variant),
+            latency=latency,
             is_timed=like is None,
             size_bytes=external.size_bytes(variant.path),
         )
 
-    def _timed(self, variant: Variant) -> Latency:
-        return measure_latencies(
-            {variant.title: variant.model},
-            baseline=self._baseline,
-            options=self._options,
-            feeds=self.feeds,
-            budget_s=_RACE_S,
-        )[variant.title]
+    def _timed(self, variant: Variant, session: Session) -> Latency:
+        """Against the baseline, which stays open if it is small."""
+        if self._open is None:
+            self._open = self._baseline.open_by(self._options)
+        racer = {variant.title: self._open if variant.model == self._baseline else session}
+        found = race(racer, baseline=self._open, feeds=self.feeds, budget_s=_RACE_S)
+        if self._baseline.size_bytes > _OPEN_BYTES:
+            self.close()
+        return found[variant.title]
+
+    def close(self) -> None:
+        """Close the baseline; whatever is timed later opens it again."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,6 +111,10 @@ class Search:
         self._is_explored = True
         return self.ranking.finalists(self._trials.values())
 
+    def close(self) -> None:
+        """End the search: memory that trials shared is free again."""
+        self._screen.close()
+
     def untried(self) -> dict[str, str]:
         """Recipes that were planned and not tried, and why."""
         tried = {trial.variant.recipe.id for trial in self._trials.values()}
@@ -184,11 +189,13 @@ class Search:
         )
         return self._try(trial.variant.recipe, tuning)
 
-    def sensitivity(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
-        """What quantizing each node does, measured for this if there is time."""
-        if self._kitchen.is_ranked(kind) or self._clock() < self._deadlines.rank_s:
-            return self._kitchen.noise(kind)
-        return ()
+    def sensitivity(self, kind: RuntimeKind, beside: Executor) -> Future[tuple[NodeNoise, ...]]:
+        """What quantizing each node does, measured for this, if there is time, beside what the
+        caller does meanwhile."""
+        if not self._kitchen.is_ranked(kind) and self._clock() >= self._deadlines.rank_s:
+            return beside.submit(tuple[NodeNoise, ...])
+        self._kitchen.read_samples(kind)  # here: no callable of the user's has to stand threads
+        return beside.submit(self._kitchen.noise, kind)
 
     def is_over(self, takes_s: float = 0.0) -> bool:
         """Whether it is too late to begin anything, or what takes so long."""

@@ -74,6 +74,17 @@ def test_latencies_within_2_percent_are_equal_however_sure_and_the_smaller_wins(
     assert chosen(fast, candidate("b", ratio=0.52, spread=0.0005, size=500)) == "a"
 
 
+def test_hardly_slower_one_wins_only_if_it_is_smaller_by_three_times_as_much() -> None:
+    fast = candidate("a", ratio=0.5, spread=0.0005)
+    assert chosen(fast, candidate("b", ratio=0.513, spread=0.0005, size=910)) == "b"
+    assert chosen(fast, candidate("b", ratio=0.513, spread=0.0005, size=940)) == "a"
+    assert chosen(fast, candidate("b", ratio=0.516, spread=0.0005, size=100)) == "a"
+
+
+def test_nothing_slower_than_float32_wins_for_its_size_where_nothing_is_faster() -> None:
+    assert chosen(candidate("b", ratio=1.025, spread=0.0005, size=100)) == "float32"
+
+
 def test_difference_that_the_interval_does_not_exclude_is_none() -> None:
     assert chosen(candidate("a", ratio=0.95, spread=0.1)) == "float32"
 

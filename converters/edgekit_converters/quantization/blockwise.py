@@ -177,11 +177,29 @@ def read_by(moments: Moments | None, rows: int) -> tuple[np.ndarray, Inverse | N
     known = damped(moments.gram, moments.rows)[0]
     diagonal = np.diag(known)
     order = np.argsort(-diagonal, kind="stable")
+    backwards = order[::-1]
     try:
-        factor = np.linalg.cholesky(np.linalg.inv(known[np.ix_(order, order)])).T
+        # known = upper @ upper.T in that order, and its inverse therefore factor.T @ factor
+        upper = np.linalg.cholesky(known[np.ix_(backwards, backwards)])[::-1, ::-1]
+        factor = _inverse(upper)
     except np.linalg.LinAlgError:
         return unknown
     return (diagonal, (order, factor)) if np.isfinite(factor).all() else unknown
+
+
+def _inverse(upper: np.ndarray) -> np.ndarray:
+    """Of an upper triangular matrix, by halves: numpy's own takes no heed of the zeros."""
+    size = len(upper)
+    if size <= _CHUNK:
+        return np.linalg.inv(upper)
+    half = size // 2
+    found = np.zeros_like(upper)
+    found[:half, :half], found[half:, half:] = (
+        _inverse(upper[:half, :half]),
+        _inverse(upper[half:, half:]),
+    )
+    found[:half, half:] = -found[:half, :half] @ upper[:half, half:] @ found[half:, half:]
+    return found
 
 
 def compensate(

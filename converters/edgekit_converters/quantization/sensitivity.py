@@ -34,7 +34,7 @@ __all__ = ["NodeNoise", "measure_noise"]
 
 _MIN_OPSET: Final = 10
 """The first with QuantizeLinear."""
-_TIME_S: Final = 3.0
+_TIME_S: Final = 2.0
 """After so long no further sample is begun."""
 _PATIENCE_S: Final = 12.0
 """So long past that the first one is given up, and nodes stay unranked."""
