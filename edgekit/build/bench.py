@@ -103,19 +103,21 @@ class Bench:
     def held_out(self, winner: Variant, baseline: Variant) -> dict[str, Accuracy]:
         """Accuracy on what was held out from the choice, by title; empty where nothing was.
 
-        A baseline that has lost is the model as it was given, which runs anyhow: the selection told
-        whether it does as well as that.
+        A baseline that has lost is the model as it was given, which runs anyhow, unless it is a
+        conversion for another runtime: the selection told that it does as well.
         """
         if not self.holds_out:
             return {}
+        is_given = baseline.kind is self.truth.kind
+        reference = (_GIVEN, self.truth) if is_given else (baseline.title, baseline.model)
         found = self._measured(
-            {_GIVEN: self.truth, winner.title: winner.model},
+            dict([reference, (winner.title, winner.model)]),
             1,
             lambda: self._split.held_out(self._series()),
             self.samples - self._split.selected,
             "running what was held out",
         )
-        return {baseline.title: found[_GIVEN], winner.title: found[winner.title]}
+        return {baseline.title: found[reference[0]], winner.title: found[winner.title]}
 
     @property
     def seen_held_out(self) -> frozenset[bytes]:

@@ -275,6 +275,7 @@ class _Build:
             objective=request.objective,
             bounds=bounds,
             on_target=on_target,
+            turns=self._turns,
             search_time_s=request.search_time_s / len(self._plan.profiles),
             peak_ram_bytes=lambda variant: peak_ram_bytes(
                 variant.path,

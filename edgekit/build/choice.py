@@ -221,22 +221,23 @@ def _best(
 
 
 def _fastest(able: Sequence[Candidate]) -> list[Candidate]:
-    """Those that nothing tells from the fastest, unless one that is hardly slower is smaller by
-    enough to be worth that."""
+    """Those that nothing tells from the fastest, unless one that is hardly slower, and still faster
+    than the baseline, is smaller by enough to be worth that."""
     fastest = min(able, key=_speed)
     edge = 1.0
     if fastest.latency and _speed(fastest) < 1:
         edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
-
-    def cost(candidate: Candidate) -> float:
-        slower = _speed(candidate) / _speed(fastest)
-        is_as_fast = candidate is fastest or (_low(candidate) <= edge and _speed(candidate) <= edge)
-        return _size(candidate) * (1.0 if is_as_fast else slower**_TIME_TO_SIZE)
-
-    limit = max(edge, _speed(fastest), min(1.0, _speed(fastest) * _HARDLY_SLOWER))
-    near = [c for c in able if _speed(c) <= limit]
-    least = min(map(cost, near))
-    return [c for c in near if cost(c) <= least * (1 + _SAME_SIZE)]
+    equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
+    limit = min(_speed(fastest) * _HARDLY_SLOWER, 1.0)
+    cost = {
+        c.title: _size(c) * (_speed(c) / _speed(fastest)) ** _TIME_TO_SIZE
+        for c in able
+        if c not in equal and _speed(c) <= limit and _speed(c) < 1
+    }
+    least = min(cost.values(), default=math.inf)
+    if least >= min(map(_size, equal)):
+        return equal
+    return [c for c in able if cost.get(c.title, math.inf) <= least * (1 + _SAME_SIZE)]
 
 
 def _fastest_off_target(able: Sequence[Candidate]) -> Sequence[Candidate]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -26,6 +28,7 @@ from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
+from edgekit.build.turns import Turns
 from edgekit_contract.errors import Refused
 from edgekit_converters import external
 from edgekit_converters.quantization.sensitivity import NodeNoise
@@ -41,6 +44,8 @@ _REACH_OF_FORECASTS: Final = 1.0
 _CONTENDERS: Final = 4
 _CLOSE: Final = 2.0
 """Times the loss that is allowed: more samples may show that it is less."""
+_MARGIN: Final = 0.7
+"""Of what may be lost: what a relief aims at."""
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
 _TIE_SHARE: Final = 0.03
@@ -72,6 +77,7 @@ class Contest:
     objective: Objective
     bounds: Bounds
     on_target: bool
+    turns: Turns
     search_time_s: float
     peak_ram_bytes: Callable[[Variant], int]
     """Measures what a variant needs."""
@@ -80,14 +86,9 @@ class Contest:
 
     def hold(self, search: Search) -> Verdict:
         """Errors: `NothingFits`."""
-        pending = list(search.explore())
-        baseline = search.trials[0]
-        if baseline.failure is not None:
-            raise Refused(
-                f"the model itself cannot be measured ({baseline.failure}): check model and data."
-            )
-        ranked = [baseline, *self._finals(search, baseline, pending)]
-        search.close()
+        with closing(search):
+            ranked = self._ranked(search)
+        baseline = ranked[0]
         accuracies = self._accuracies(ranked)
         # what cannot be chosen for its accuracy is not timed
         worth = [
@@ -105,9 +106,7 @@ class Contest:
         judged, peak = self._settled(ranked, accuracies, latencies)
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)
         winner = next(t for t in ranked if t.title == chosen.title)
-        with ThreadPoolExecutor(1) as beside:  # a child's work: this process waits for it
-            noise = search.sensitivity(winner.variant.kind, beside)
-            held_out = self.bench.held_out(winner.variant, baseline.variant)
+        held_out, noise = self._held_out(search, winner.variant, baseline.variant)
         judged = tuple(
             msgspec.structs.replace(c, held_out=held_out[c.title].score)
             if c.title in held_out
@@ -123,10 +122,33 @@ class Contest:
                 *self._skipped(search.untried()),
             ),
             accuracy=accuracies[winner.title],
-            sensitivity=_sensitivity(noise.result(), winner.variant),
+            sensitivity=_sensitivity(noise, winner.variant),
             peak_ram_bytes=peak,
             contenders=_contenders(judged, ranked),
         )
+
+    def _ranked(self, search: Search) -> list[Trial]:
+        """The baseline, and what is worth full figures."""
+        pending = list(search.explore())
+        baseline = search.trials[0]
+        if baseline.failure is not None:
+            raise Refused(
+                f"the model itself cannot be measured ({baseline.failure}): check model and data."
+            )
+        return [baseline, *self._finals(search, baseline, pending)]
+
+    def _held_out(
+        self, search: Search, winner: Variant, baseline: Variant
+    ) -> tuple[dict[str, Accuracy], tuple[NodeNoise, ...]]:
+        """What was held out, run while a child ranks the nodes."""
+        if not search.is_rankable(winner.kind):
+            return self.bench.held_out(winner, baseline), ()
+        pool = ThreadPoolExecutor(1)
+        try:
+            noise = self.turns.beside(pool, partial(search.sensitivity, winner.kind))
+            return self.bench.held_out(winner, baseline), noise.result()
+        finally:
+            pool.shutdown(wait=False)  # after an error the build's end ends the child, too
 
     def _forecast(self, candidate: Candidate, trial: Trial) -> Candidate:
         """With what is known of its latency on the profile's device."""
@@ -171,22 +193,24 @@ class Contest:
         """Whether one keeps the accuracy, if with no margin; and whether that was looked at on more
         samples, which is done once."""
         while pending and len(tried) < _FINALISTS and not (search.is_over() and is_held):
-            batch = _rivals(pending, search.ranking)
+            batch = self._next(search, baseline, pending)
             pending = pending[len(batch) :]
             tried += batch
-            self._accuracies([baseline, *batch])
             is_first = reach is None and not has_looked
             if is_first and not search.is_over() and self._is_close(baseline, batch):
                 has_looked = True
                 self.bench.look_closer()
                 self._accuracies([baseline, *batch])
+            relieved: Trial | None = None
             for trial in batch:
                 fine = self._is_tolerable(baseline, trial)
                 is_held |= self._is_tolerable(baseline, trial, margin=False)
                 over, key = search.ranking.key(trial)[:2]
                 if fine and not over and (reach is None or key < reach):
                     reach = _reach(trial, search.ranking)
-                relieved = None if fine else search.relieve(trial)
+                if fine or (relieved and not _is_rival(trial, batch[0], search.ranking)):
+                    continue  # it could not win against what the better one becomes
+                relieved = search.relieve(trial, part=self._bearable(baseline, trial))
                 known = {one.title for one in (*tried, *pending)}
                 if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.ranking.key)
@@ -194,6 +218,27 @@ class Contest:
                 left = [] if search.is_over() else pending
                 pending = [one for one in left if _is_near(one, (0.0, reach), search.ranking)]
         return tried
+
+    def _next(self, search: Search, baseline: Trial, pending: Sequence[Trial]) -> list[Trial]:
+        """The best, with full accuracy, and the next beside it, unless the best holds and the other
+        could not win against it."""
+        best, *others = pending[:_TOGETHER]
+        rivals = [other for other in others if _is_rival(other, best, search.ranking)]
+        batch = [best, *(others if search.is_over() else rivals)]
+        self._accuracies([baseline, *batch])
+        if not self._is_tolerable(baseline, best):
+            batch = [best, *others]
+            self._accuracies([baseline, *batch])
+        return batch
+
+    def _bearable(self, baseline: Trial, trial: Trial) -> float:
+        """What part of its noise may be left for a trial to lose no more than is allowed, with a
+        margin, if the loss follows the noise."""
+        found = self._accuracies([baseline, trial])
+        truth, score = found[baseline.title].score, found[trial.title].score
+        if truth is None or score is None or score.value >= truth.value:
+            return _MARGIN
+        return _MARGIN * min(1.0, self.bounds.max_drop / (truth.value - score.value))
 
     def _is_close(self, baseline: Trial, batch: Sequence[Trial]) -> bool:
         """Whether more samples may tell that one of them keeps the accuracy, and none does yet."""
@@ -234,11 +279,9 @@ def _is_near(trial: Trial, bounds: tuple[float, float], ranking: Ranking) -> boo
     return (over, key - ranking.doubt(trial)) <= bounds
 
 
-def _rivals(pending: Sequence[Trial], ranking: Ranking) -> list[Trial]:
-    """The best, and the next if it may be ahead of that: those are run together."""
-    best, *others = pending[:_TOGETHER]
-    bounds = (ranking.key(best)[0], _reach(best, ranking))
-    return [best, *(trial for trial in others if _is_near(trial, bounds, ranking))]
+def _is_rival(trial: Trial, best: Trial, ranking: Ranking) -> bool:
+    """Whether it may be ahead of one that comes before it."""
+    return _is_near(trial, (ranking.key(best)[0], _reach(best, ranking)), ranking)
 
 
 def _contenders(judged: Sequence[Candidate], ranked: Sequence[Trial]) -> tuple[Variant, ...]:

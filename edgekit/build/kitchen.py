@@ -11,9 +11,10 @@ that crashes only there ends the build.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -100,29 +101,40 @@ class Kitchen:
         return kind in self._noise
 
     def read_samples(self, kind: RuntimeKind) -> None:
-        """Read from DATA what `noise` needs."""
-        if kind is RuntimeKind.ONNXRUNTIME:
-            self.pantry.samples()
-        elif self.material.data is not None:
-            self.pantry.sample_files()
+        """Read from DATA what `noise` needs, where that is still to be measured."""
+        if kind not in self._noise and self._is_rankable(kind):
+            with self._leaving_out(kind):
+                if kind is RuntimeKind.ONNXRUNTIME:
+                    self.pantry.samples()
+                else:
+                    self.pantry.sample_files()
 
     def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         """What quantizing each node does, the noisiest first, measured when first asked for; empty
         where it cannot be measured."""
         if kind not in self._noise:
-            self._noise[kind] = ()
-            try:
+            with self._leaving_out(kind):
                 rank = self._rank_nodes if kind is RuntimeKind.ONNXRUNTIME else self._rank_layers
-                self._noise[kind] = rank()
-            except Refused as error:
-                self.pantry.remarks.append(f"Nodes were not ranked: {plain(error)}.")
+                self._noise[kind] = rank() if self._is_rankable(kind) else ()
         return self._noise[kind]
+
+    def _is_rankable(self, kind: RuntimeKind) -> bool:
+        if kind is RuntimeKind.ONNXRUNTIME:
+            is_onnx = self.material.source.kind is RuntimeKind.ONNXRUNTIME
+            return is_onnx and self.pantry.calibration.failure is None
+        return self.material.data is not None
+
+    @contextlib.contextmanager
+    def _leaving_out(self, kind: RuntimeKind) -> Iterator[None]:
+        """Nodes stay unranked where that fails, and a remark says so."""
+        try:
+            yield
+        except Refused as error:
+            self._noise[kind] = ()
+            self.pantry.remarks.append(f"Nodes were not ranked: {plain(error)}.")
 
     def _rank_nodes(self) -> tuple[NodeNoise, ...]:
         """Errors: `Refused`."""
-        is_onnx = self.material.source.kind is RuntimeKind.ONNXRUNTIME
-        if not is_onnx or self.pantry.calibration.failure is not None:
-            return ()
         arguments = {
             "model": str(self.pantry.normalized),
             "ranges": told(self.pantry.calibration.widest),
@@ -194,7 +206,7 @@ class Kitchen:
         """Of the float LiteRT model; empty where that takes too long. Errors: `Refused`."""
         path = self._float_model(RuntimeKind.LITERT)
         facts = read_litert(path, self._workshop.run) if path is not None else None
-        if facts is None or self.material.data is None:
+        if facts is None:
             return ()
         arguments = {
             "model": str(path),

@@ -128,10 +128,12 @@ class Screen:
             contestant.take(sample, outputs)
             if number >= _LEAST and time.perf_counter() - began > _VARIANT_S:
                 break
-        session, latency = contestant.session, like.latency if like is not None else None
-        if like is None and session is not None and contestant.failure is None:
-            latency = self._timed(variant, session)
-        accuracy = contestant.close()
+        latency = like.latency if like is not None else None
+        try:
+            if like is None and contestant.session is not None and contestant.failure is None:
+                latency = self._timed(variant, contestant.session)
+        finally:
+            accuracy = contestant.close()
         if accuracy.failure is not None:
             return Trial(variant=variant, accuracy=accuracy)
         return Trial(
@@ -147,9 +149,11 @@ class Screen:
         if self._open is None:
             self._open = self._baseline.open_by(self._options)
         racer = {variant.title: self._open if variant.model == self._baseline else session}
-        found = race(racer, baseline=self._open, feeds=self.feeds, budget_s=_RACE_S)
-        if self._baseline.size_bytes > _OPEN_BYTES:
-            self.close()
+        try:
+            found = race(racer, baseline=self._open, feeds=self.feeds, budget_s=_RACE_S)
+        finally:
+            if self._baseline.size_bytes > _OPEN_BYTES:
+                self.close()
         return found[variant.title]
 
     def close(self) -> None:

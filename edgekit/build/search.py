@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -172,30 +171,39 @@ class Search:
             self._tune(trial)
         return tuned
 
-    def relieve(self, trial: Trial) -> Trial | None:
-        """A variation of `trial` with more of the nodes spared that quantization hurts most.
+    def relieve(self, trial: Trial, *, part: float) -> Trial | None:
+        """A variation of `trial` with as many more of the noisiest nodes spared as leave at most
+        `part` of the noise, where that of nodes adds up, or half of the nodes.
 
         None where there is nothing left to spare, or no time.
         """
         if self.is_over() or Knob.SPARED not in trial.variant.recipe.knobs:
             return None
         spared = trial.variant.tuning.spared
-        ranked = [n.node for n in self._kitchen.noise(trial.variant.kind) if n.node not in spared]
-        more = ranked[: max(1, len(spared))]
-        if not more or len(more) == len(ranked):
+        noisy = [n for n in self._kitchen.noise(trial.variant.kind) if n.node not in spared]
+        powers = [10 ** (noise.noise_db / 10) for noise in noisy]
+        if len(powers) < 2:
             return None
+        enough = (n for n in range(1, len(powers)) if sum(powers[n:]) <= part * sum(powers))
+        count = next(enough, len(powers) // 2)
+        more = {noise.node for noise in noisy[:count]}
         tuning = msgspec.structs.replace(
             trial.variant.tuning, spared=tuple(sorted({*spared, *more}))
         )
         return self._try(trial.variant.recipe, tuning)
 
-    def sensitivity(self, kind: RuntimeKind, beside: Executor) -> Future[tuple[NodeNoise, ...]]:
-        """What quantizing each node does, measured for this, if there is time, beside what the
-        caller does meanwhile."""
-        if not self._kitchen.is_ranked(kind) and self._clock() >= self._deadlines.rank_s:
-            return beside.submit(tuple[NodeNoise, ...])
-        self._kitchen.read_samples(kind)  # here: no callable of the user's has to stand threads
-        return beside.submit(self._kitchen.noise, kind)
+    def is_rankable(self, kind: RuntimeKind) -> bool:
+        """Whether `sensitivity` has an answer, or there is time to find one: what it needs of DATA
+        has then been read."""
+        if not self._kitchen.is_ranked(kind):
+            if self._clock() >= self._deadlines.rank_s:
+                return False
+            self._kitchen.read_samples(kind)
+        return True
+
+    def sensitivity(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
+        """What quantizing each node does; may be called beside what the search's thread does."""
+        return self._kitchen.noise(kind)
 
     def is_over(self, takes_s: float = 0.0) -> bool:
         """Whether it is too late to begin anything, or what takes so long."""

@@ -17,9 +17,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from edgekit.build.progress import Advance, Progress
 from edgekit_contract.errors import Refused
@@ -34,6 +35,8 @@ PATIENCE_S: Final = 600.0
 _LOOK_S: Final = 0.005
 _STRIDE_S: Final = 0.02
 """How long one computes before it gives way again: steps may be far shorter."""
+
+_Result = TypeVar("_Result")
 
 
 class Turns:
@@ -53,6 +56,7 @@ class Turns:
         self._owner = threading.get_ident()
         self._is_inside = False
         self._entered = 0.0
+        self._beside: Future[Any] | None = None
         self.disturbed = False
         """Whether patience ended: something was timed while others computed."""
         self._gate = _open(directory / "gate.lock")
@@ -92,6 +96,12 @@ class Turns:
             if was_inside:
                 self._enter()
 
+    def beside(self, pool: Executor, call: Callable[[], _Result]) -> Future[_Result]:
+        """Compute in another thread, too: until that has ended no way is given, since what it has
+        others compute would go on."""
+        self._beside = future = pool.submit(call)
+        return future
+
     def are_waiting(self) -> bool:
         """Whether others wait for this build to give way, and it can: what it has others compute
         must hold still first."""
@@ -111,7 +121,8 @@ class Turns:
             self._enter()
 
     def _can_give_way(self) -> bool:
-        return self._is_inside and threading.get_ident() == self._owner
+        is_alone_at_it = self._beside is None or self._beside.done()
+        return self._is_inside and is_alone_at_it and threading.get_ident() == self._owner
 
     def _enter(self) -> None:
         ends = self._clock() + self._patience_s

@@ -81,6 +81,13 @@ def test_hardly_slower_one_wins_only_if_it_is_smaller_by_three_times_as_much() -
     assert chosen(fast, candidate("b", ratio=0.516, spread=0.0005, size=100)) == "a"
 
 
+def test_only_what_is_faster_than_float32_wins_for_its_size_against_a_faster_one() -> None:
+    fast = candidate("a", ratio=0.975, spread=0.002)
+    assert chosen(fast, candidate("b", ratio=1.1, spread=0.11, size=920)) == "a"
+    assert chosen(fast, candidate("b", ratio=1.019, spread=0.001, size=920)) == "a"
+    assert chosen(candidate("a", ratio=0.975, spread=0.002, size=1100)) == "a"
+
+
 def test_nothing_slower_than_float32_wins_for_its_size_where_nothing_is_faster() -> None:
     assert chosen(candidate("b", ratio=1.025, spread=0.0005, size=100)) == "float32"
 

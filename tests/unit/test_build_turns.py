@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,37 @@ def test_what_is_timed_is_timed_alone(tmp_path: Path) -> None:
     os.close(room)
     assert len(looks) > 10
     assert not any(looks)
+
+
+def test_no_way_is_given_while_another_thread_has_something_computed(tmp_path: Path) -> None:
+    done = threading.Event()
+    with (
+        opened(tmp_path) as mine,
+        opened(tmp_path, patience_s=0.05) as hasty,
+        opened(tmp_path) as patient,
+        ThreadPoolExecutor(2) as pool,
+        mine.together(),
+    ):
+        running = mine.beside(pool, lambda: done.wait(LONG_S))
+        with hasty.alone():
+            assert hasty.disturbed and not mine.are_waiting()
+        waiting = pool.submit(_measured, patient)
+        ends = time.monotonic() + 0.1
+        while time.monotonic() < ends:
+            mine.give_way()
+        assert not waiting.done()
+        done.set()
+        assert running.result(LONG_S)
+        ends = time.monotonic() + LONG_S
+        while not waiting.done() and time.monotonic() < ends:
+            mine.give_way()
+        waiting.result(LONG_S)
+        assert not patient.disturbed
+
+
+def _measured(turns: Turns) -> None:
+    with turns.alone():
+        pass
 
 
 def test_locks_of_somebody_else_are_refused(

@@ -243,6 +243,33 @@ def test_crash_in_a_study_costs_what_it_was_for_and_no_more(
     assert plain.failure is None
 
 
+def test_row_that_does_not_fit_costs_the_ranking_and_nothing_else(tmp_path: Path) -> None:
+    """Nothing was calibrated, so the ranking is the first that reads the calibration data."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_data(rows / "0.npz", 12, x=(3, 8, 8))
+    with isolation.Workshop() as workshop:
+        model = write_small("constant_nodes", tmp_path)
+        source = open_source(model, scratch=tmp_path, run=workshop.run)
+        write_data(rows / "1.npz", 4, x=(3, 8, 9))
+        material = gather(
+            source,
+            open_data(str(rows)),
+            None,
+            normalizes=True,
+            scratch=tmp_path,
+            run=workshop.run,
+        )
+        shelf = Pantry(material, (), workshop, scratch=tmp_path, threads=1, progress=Silent())
+        found = Kitchen(shelf, workshop, scratch=tmp_path)
+        found.read_samples(RuntimeKind.ONNXRUNTIME)
+        assert found.noise(RuntimeKind.ONNXRUNTIME) == ()
+    (remark,) = found.pantry.remarks
+    assert (
+        remark.startswith("Nodes were not ranked: ") and "sample 12 has shape [3, 8, 9]" in remark
+    )
+
+
 def test_crash_in_calibration_costs_the_recipes_that_need_ranges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

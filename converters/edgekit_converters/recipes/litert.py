@@ -7,9 +7,13 @@ given. Inputs and outputs keep their number formats in all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+import onnx
+
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import graph
 from edgekit_converters.facts import WEIGHTED_INPUTS
 from edgekit_converters.litert.conversion import convert
 from edgekit_converters.litert.quantization import Granularity, Kind, Scheme, quantize
@@ -25,13 +29,20 @@ _HALF_STEP: Final = 2.0**-11
 
 def _convert(ingredients: Ingredients) -> None:
     assert ingredients.signature is not None
+    spellings = dict.fromkeys((ingredients.normalized, ingredients.given))
     convert(
-        tuple(dict.fromkeys((ingredients.normalized, ingredients.given))),
+        sorted(spellings, key=_is_vendors),
         ingredients.out,
         signature=ingredients.signature,
         trials=ingredients.trials,
         home=ingredients.home,
     )
+
+
+def _is_vendors(model: Path) -> bool:
+    """Whether it has operators outside ONNX, as fusion leaves: onnx2tf knows no shapes of them."""
+    held = graph.operators(onnx.load_model(model, load_external_data=False))
+    return any(":" in operator for operator in held)
 
 
 def _quantized(scheme: Scheme) -> Callable[[Ingredients], None]:
