@@ -29,7 +29,7 @@ _SETTLED_S: Final = 0.025
 """Where a run is shorter than this, the first of a turn does not count: it fetches weights that
 others have driven out of the caches, and on a device no other model runs in between."""
 _MIN_ROUNDS: Final = 15
-"""Whatever the budget, unless they take longer than `_PATIENCE_S`:"""
+"""Whatever the budget, unless they take longer than there is patience for:"""
 _LEAST_ROUNDS: Final = 5
 """then so many, from which the interval of the ratio is that of all rounds."""
 _PATIENCE_S: Final = 8.0
@@ -88,11 +88,13 @@ def race(
     baseline: Session,
     feeds: Sequence[Tensors],
     budget_s: float,
+    patience_s: float = _PATIENCE_S,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time variants, the baseline itself may be one, in rounds in which each has its turn.
 
-    About `budget_s` in all. A variant leaves early once its ratio is known well (the best ones
+    About `budget_s` in all, but at least a few rounds: more of them within `patience_s` than
+    beyond. A variant leaves early once its ratio is known well (the best ones
     together), or is surely much worse than the best. Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
@@ -105,7 +107,7 @@ def race(
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     running = list(sessions)
     began, rounds = clock(), 0
-    while running and _goes_on(rounds, clock() - began, budget_s):
+    while running and _goes_on(rounds, clock() - began, budget_s, patience_s):
         order = [name for name in (_BASELINE, *running) if name not in echoes]
         turn = rounds % len(order)
         tensors = feeds[rounds % len(feeds)]
@@ -121,12 +123,12 @@ def race(
     return found | {name: ratio_of(rounds_of) for name, rounds_of in times.items()}
 
 
-def _goes_on(rounds: int, spent_s: float, budget_s: float) -> bool:
+def _goes_on(rounds: int, spent_s: float, budget_s: float, patience_s: float) -> bool:
     """Whether there is another round."""
     if rounds < _LEAST_ROUNDS:
         return True
     if rounds < _MIN_ROUNDS:
-        return spent_s < max(_PATIENCE_S, budget_s)
+        return spent_s < max(patience_s, budget_s)
     return rounds < _MAX_ROUNDS and spent_s < budget_s
 
 

@@ -37,6 +37,7 @@ _VARIANT_S: Final = 1.0
 _OPEN_BYTES: Final = 256 * limits.MIB
 """A baseline that is no larger stays open: each variant is timed beside it."""
 _RACE_S: Final = 0.2
+_RACE_PATIENCE_S: Final = 0.5
 _RACE_FEEDS: Final = 4
 
 
@@ -150,7 +151,13 @@ class Screen:
             self._open = self._baseline.open_by(self._options)
         racer = {variant.title: self._open if variant.model == self._baseline else session}
         try:
-            found = race(racer, baseline=self._open, feeds=self.feeds, budget_s=_RACE_S)
+            found = race(
+                racer,
+                baseline=self._open,
+                feeds=self.feeds,
+                budget_s=_RACE_S,
+                patience_s=_RACE_PATIENCE_S,
+            )
         finally:
             if self._baseline.size_bytes > _OPEN_BYTES:
                 self.close()

@@ -529,12 +529,14 @@ def test_interrupted_farm_leaves_no_process_and_no_scratch(tmp_path: Path) -> No
         start_new_session=True,
     ) as caller:  # fmt: skip
         assert caller.stderr is not None
+        said = []
         for line in caller.stderr:
+            said.append(line)
             if "searching" in line:
                 break
         caller.send_signal(signal.SIGINT)
-        caller.communicate(timeout=SPAWNED_S)
-    assert caller.returncode == 130
+        _, rest = caller.communicate(timeout=SPAWNED_S)
+    assert caller.returncode == 130, (said, rest)
     wait_for_end(caller.pid)
     assert not list(tmp_path.glob("edgekit-build-*"))
     assert not list(tmp_path.glob("out/*.ekb"))

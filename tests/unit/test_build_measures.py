@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from tflite_files import relu_file
 from edgekit.build.accuracy import Truths, measure_accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
-from edgekit.build.latency import is_doubtful, joined, measure_latencies, ratio_of
+from edgekit.build.latency import is_doubtful, joined, measure_latencies, race, ratio_of
 from edgekit.build.metrics import Metric
 from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Silent
@@ -406,3 +407,22 @@ def test_race_of_slow_models_is_of_few_rounds(tmp_path: Path) -> None:
         clock=lambda: next(at),
     )
     assert found["slow"].rounds == 5
+
+
+@pytest.mark.parametrize(("patience_s", "rounds"), [(0.0, 5), (0.1, 10), (10.0, 15)])
+def test_race_has_all_its_rounds_while_patience_lasts(
+    tmp_path: Path, patience_s: float, rounds: int
+) -> None:
+    """A round looks at the clock five times: at its beginning, and around each of two turns."""
+    model = of(null_model(tmp_path / "same", 1.0))
+    at = itertools.count(step=0.002)
+    with closing(model.open()) as baseline, closing(model.open()) as other:
+        found = race(
+            {"other": other},
+            baseline=baseline,
+            feeds=[ramp(1)[0].feeds],
+            budget_s=0.0,
+            patience_s=patience_s,
+            clock=lambda: next(at),
+        )
+    assert found["other"].rounds == rounds
