@@ -40,11 +40,16 @@ __all__ = [
     "operators",
     "opset",
     "prune_opsets",
+    "random_operators",
     "read_names",
     "strip_remarks",
 ]
 
 ONNX_DOMAINS: Final = frozenset({"", "ai.onnx"})
+_RANDOM: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+     "Bernoulli", "Dropout"}
+)  # fmt: skip
 _MIN_IR: Final = 4
 """From IR 4 on, initializers need not be graph inputs, and so are constants."""
 
@@ -91,6 +96,18 @@ def operators(model: ModelProto) -> Counter[str]:
         node.op_type if node.domain in ONNX_DOMAINS else f"{node.domain}:{node.op_type}"
         for graph in graphs(model.graph)
         for node in graph.node
+    )
+
+
+def random_operators(model: ModelProto) -> tuple[str, ...]:
+    """Names of the operators that may draw other numbers in each run: they have no seed."""
+    return tuple(
+        dict.fromkeys(
+            node.op_type
+            for within in graphs(model.graph)
+            for node in within.node
+            if node.op_type in _RANDOM and not any(a.name == "seed" for a in node.attribute)
+        )
     )
 
 

@@ -15,10 +15,12 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import onnx
 
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import TensorSpec
 from edgekit_contract.profile import RuntimeKind
+from edgekit_converters import graph
 from edgekit_converters.tensorfile import read_tensors, write_tensors
 from edgekit_runtime.session import (
     InferenceFailed,
@@ -58,8 +60,11 @@ _INTERNAL: Final = re.compile(
     r"|/\S+/(?=[\w.]+)"
 )
 """What is of no use to the reader: error codes, the runtime's own sources, scratch files."""
+_TEXT: Final = "tensor(string)"
 _MORE_TRIALS_S: Final = 2.0
 """After this long no further trial begins: each costs its time again at every step to prove."""
+_DRAWS: Final = 4
+"""Runs that must agree to the bit where a model might draw."""
 _ABSOLUTE: Final = 1e-4
 _RELATIVE: Final = 1e-3
 """What reordered float32 sums may differ by, of the output's greatest element and of each."""
@@ -90,6 +95,12 @@ def load(path: str, kind: str, *, name: str) -> Any:
     try:
         session = open_session(runtime, Path(path))
     except ModelUnloadable as error:
+        if _TEXT in error.detail:
+            raise Refused(
+                f"{name} takes or gives text ({_plain(error.detail)}): on a device values are "
+                "numbers, so export it from behind what encodes words, up to where classes get "
+                "their names."
+            ) from error
         if found := _UNSUPPORTED.search(error.detail):
             operator = next(group for group in found.groups() if group)
             raise UnsupportedOperator(name, operator, runtime) from error
@@ -121,6 +132,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """At least one, and the first is the first sample's."""
     repeats: bool
     """Whether the same input gave the same outputs again."""
+    drawing: tuple[str, ...] = ()
+    """Operators for whose random numbers it did not, by name."""
     run_s: float
     """Seconds of all runs together, once on each trial."""
 
@@ -144,6 +157,8 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
     began = time.monotonic()
     repeats = same_outputs(session.run(first), reference) is None
     run_s = time.monotonic() - began
+    is_onnx = RuntimeKind(kind) is RuntimeKind.ONNXRUNTIME
+    drawing = _drawing(Path(path), session, first) if is_onnx else ()
     ends = time.monotonic() + _MORE_TRIALS_S
     while time.monotonic() < ends and (more := next(tensors, None)) is not None:
         run_s += _run_too(session, more, results)
@@ -157,7 +172,23 @@ def try_out(path: str, kind: str, feeds: Sequence[str], directory: str) -> Any:
         write_tensors(Path(trial.feeds), given)
         write_tensors(Path(trial.reference), got)
         trials.append(trial)
-    return msgspec.to_builtins(Tried(trials=tuple(trials), repeats=repeats, run_s=run_s))
+    return msgspec.to_builtins(
+        Tried(trials=tuple(trials), repeats=repeats, drawing=drawing, run_s=run_s)
+    )
+
+
+def _drawing(path: Path, session: Session, feeds: Tensors) -> tuple[str, ...]:
+    """Operators that draw other random numbers in each run, if that shows in the outputs."""
+    found = graph.random_operators(onnx.load_model(path, load_external_data=False))
+    if not found:
+        return ()
+    runs = [session.run(feeds) for _ in range(_DRAWS)]
+    same = all(
+        np.array_equal(other[name], array, equal_nan=array.dtype.kind == "f")
+        for other in runs[1:]
+        for name, array in runs[0].items()
+    )
+    return () if same else found
 
 
 def _run_too(session: Session, feeds: Tensors, results: list[tuple[Tensors, Tensors]]) -> float:

@@ -72,6 +72,7 @@ class Contestant:
         self.samples = 0
         self._meter: Meter = new_meter(metric)
         self._open_axes: Mapping[str, frozenset[int]] = {}
+        self._takes_other_lengths = metric.takes_other_lengths
         self._closeness = _Closeness()
         self._worst: list[tuple[float, int, ErrorSample]] = []
         if echoes:
@@ -81,13 +82,10 @@ class Contestant:
         except Refused as error:
             self.failure = str(error).rstrip(".")
             return
-        if metric.takes_other_lengths:
-            self._open_axes = {
-                spec.name: frozenset(
-                    i for i, axis in enumerate(spec.shape) if isinstance(axis, str)
-                )
-                for spec in self.session.outputs
-            }
+        self._open_axes = {
+            spec.name: frozenset(i for i, axis in enumerate(spec.shape) if isinstance(axis, str))
+            for spec in self.session.outputs
+        }
 
     def take(self, sample: Sample, baseline: Outputs) -> None:
         """Run a sample and enter the outputs into the meters, unless it has failed before."""
@@ -109,7 +107,8 @@ class Contestant:
         return self.session.run(sample.feeds)
 
     def _enter(self, sample: Sample, outputs: Outputs, baseline: Outputs) -> None:
-        self._meter.add(outputs, baseline, sample.labels)
+        judged = outputs if self._takes_other_lengths else _of_same_lengths(outputs, baseline)
+        self._meter.add(judged, baseline, sample.labels)
         noise = self._closeness.add(outputs, baseline)
         if noise > 0:
             entry = (noise, -self.samples, _error(sample, outputs, baseline))
@@ -186,12 +185,13 @@ def _decibels(noise: float, signal: float) -> float:
 def _error(sample: Sample, got: Outputs, baseline: Outputs) -> ErrorSample:
     """How one sample differs, in words: the class where there is one, else the farthest element."""
     name, want = next(iter(baseline.items()))
-    label = int(sample.labels[0]) if sample.labels is not None and len(sample.labels) else None
+    classes = sample.classes
+    label = int(classes[0]) if classes is not None and len(classes) else None
     if got[name].shape == want.shape and _is_rows(want):
         row = int(np.argmax(_distances(got[name], want).max(axis=-1)))
         ranked = np.sort(want[row])
-        if sample.labels is not None and row < len(sample.labels):
-            label = int(sample.labels[row])
+        if classes is not None and row < len(classes):
+            label = int(classes[row])
         return ErrorSample(
             sample=sample.number,
             label=label,
@@ -249,7 +249,7 @@ def _shown(value: object) -> str:
 def _wrong(got: Outputs, baseline: Outputs, open_axes: Mapping[str, frozenset[int]]) -> str | None:
     """What no tolerance excuses: other outputs, shapes or types, or NaN where there was none.
 
-    Lengths may differ on `open_axes`.
+    Lengths may differ on `open_axes`: how many there are may hang on numbers.
     """
     if list(got) != list(baseline):
         return f"its outputs are {list(got)}, not {list(baseline)}"
@@ -261,12 +261,31 @@ def _wrong(got: Outputs, baseline: Outputs, open_axes: Mapping[str, frozenset[in
             for axis, (a, b) in enumerate(zip(array.shape, want.shape, strict=True))
         )
         if not fits or array.dtype != want.dtype:
-            return f"output {name!r} is {array.dtype} {list(array.shape)}"
+            return (
+                f"output {name!r} is {array.dtype} {list(array.shape)}, "
+                f"not {want.dtype} {list(want.shape)}"
+            )
         if array.shape != want.shape:
             continue
         if array.dtype.kind == "f" and (~np.isfinite(array) & np.isfinite(want)).any():
             return f"output {name!r} has NaN or infinity where float32 has none"
     return None
+
+
+def _of_same_lengths(got: Outputs, baseline: Outputs) -> Outputs:
+    """For metrics that compare element by element: outputs of other lengths as wrong throughout."""
+    return {
+        name: array if array.shape == baseline[name].shape else _wrong_throughout(baseline[name])
+        for name, array in got.items()
+    }
+
+
+def _wrong_throughout(want: np.ndarray) -> np.ndarray:
+    if want.dtype.kind == "f":
+        return np.asarray(np.where(want == 0, 1, -want), want.dtype)
+    if want.dtype.kind in "biu":
+        return ~want
+    return np.full_like(want, "")
 
 
 class Truths:

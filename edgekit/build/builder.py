@@ -121,7 +121,7 @@ def make(
             source.kind,
             given=material.given_facts,
             normalized=material.normalized_facts,
-            changed=bool(material.normalized.steps),
+            changed=material.is_simplified,
             profiles=request.profiles,
             recipes=all_recipes(),
             patterns=request.recipes,

@@ -70,6 +70,16 @@ class Material:
     """What other builds of the same model have left."""
 
     @property
+    def is_simplified(self) -> bool:
+        """Whether normalization left another computation than it found: the same one under other
+        names takes the same time."""
+        given, left = (
+            {name: count for name, count in facts.operators.items() if name != "Constant"}
+            for facts in (self.given_facts, self.normalized_facts)
+        )
+        return bool(self.normalized.steps) and given != left
+
+    @property
     def feeds(self) -> Path:
         """Tensor file of the first sample."""
         return Path(self.trials[0].feeds)
@@ -176,11 +186,16 @@ def gather(
     labelled = False
     given = []
     if data is not None:
-        labelled = data.first(inputs).labels is not None
+        labelled = data.first(inputs).classes is not None
         for index, sample in enumerate(data.samples(inputs, limit=_TRIALS)):
             given.append(scratch / f"sample{index}.npz")
             write_tensors(given[-1], sample.feeds)
     tried = _try_out(source, given, scratch, run)
+    if tried.drawing:
+        raise Refused(
+            f"{source.title} draws random numbers ({', '.join(tried.drawing)}), so no device could "
+            "prove that it computes the same: export it without, or give those operators a seed."
+        )
     references = [read_tensors(Path(trial.reference)) for trial in tried.trials]
     remarks = (
         *_compared(source, data, tried, scratch, run),

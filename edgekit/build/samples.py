@@ -44,11 +44,17 @@ class Sample:
 
     feeds: dict[str, np.ndarray]
     labels: np.ndarray | None
-    """int64, one per row of the batch; None where the data have none."""
+    """int64, one per row of the batch, or float64, what should come out; None where the data have
+    none."""
     rows: int = 1
     """Rows of DATA that it was made of."""
     number: int = 0
     """Its place among the samples of DATA."""
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The labels, if they are the numbers of classes."""
+        return self.labels if self.labels is not None and self.labels.dtype.kind == "i" else None
 
     def digest(self) -> bytes:
         """A few bytes that tell it from another; the first `FEEDS_DIGEST` heed feeds alone."""
@@ -164,11 +170,11 @@ def _batch(row: Row, inputs: Sequence[TensorSpec], where: str) -> int:
 
 def _labels(value: np.ndarray, where: str) -> np.ndarray:
     labels = np.asarray(value)
-    if labels.dtype.kind not in "biu":
+    if labels.dtype.kind not in "biuf":
         raise DataRejected(
-            f"{where} has a label of type {labels.dtype}: labels are the numbers of classes."
+            f"{where} has a label of type {labels.dtype}: labels are numbers, such as of classes."
         )
-    return labels.astype(np.int64).reshape(-1)
+    return labels.astype(np.float64 if labels.dtype.kind == "f" else np.int64).reshape(-1)
 
 
 def _sample(rows: list[Row], inputs: Sequence[TensorSpec], where: str) -> Sample:

@@ -92,6 +92,51 @@ def test_operator_that_the_runtime_lacks_is_named(tmp_path: Path) -> None:
     assert "acme:Frobnicate, which onnxruntime does not have" in text
 
 
+def _drawing(**seed: float) -> onnx.ModelProto:
+    """Adds a little noise to its input."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("RandomNormalLike", ["x"], ["noise"], scale=1e-6, **seed),
+        helper.make_node("Add", ["x", "noise"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 4])],
+        [value("y", TensorProto.FLOAT, [1, 4])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_model_that_draws_other_random_numbers_each_time_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(_drawing(), path)
+    text = refusal(tmp_path, model=path)
+    assert "m.onnx draws random numbers (RandomNormalLike)" in text and "seed" in text
+
+
+def test_model_whose_random_numbers_nobody_reads_is_built(tmp_path: Path) -> None:
+    model = _drawing()
+    model.graph.node[1].input[1] = "x"
+    onnx.save(model, tmp_path / "m.onnx")
+    assert build(request(tmp_path / "m.onnx", tmp_path / "out", recipes=("float32",))).built
+
+
+def test_model_that_takes_text_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("StringNormalizer", ["word"], ["y"])],
+        "g",
+        [value("word", TensorProto.STRING, [1])],
+        [value("y", TensorProto.STRING, [1])],
+    )
+    sets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=sets, ir_version=8), path)
+    text = refusal(tmp_path, model=path)
+    assert "m.onnx takes or gives text ('word' is a tensor(string)" in text and "numbers" in text
+
+
 def test_opset_newer_than_the_profiles_runtime_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(_graph(helper.make_node("Relu", ["x"], ["y"]), opset=24), path)

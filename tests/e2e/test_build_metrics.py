@@ -133,6 +133,27 @@ def test_detector_is_judged_by_its_boxes(tmp_path: Path) -> None:
     assert int8 and all(0.5 < score.value <= 1 and score.low is not None for score in int8)
 
 
+def test_own_metric_gets_labels_with_fractions_and_others_say_what_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, x = tmp_path / "d.npz", np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    model = write_small("regression", tmp_path)
+    given = onnx.load(model).graph.input[0].name
+    np.savez(data, **{given: x, "labels": x[:, 0] / 3})
+    name = callable_metric(
+        tmp_path,
+        monkeypatch,
+        "assert labels.dtype == 'float64' and labels.shape == (1,)\n"
+        "    return -abs(float(next(iter(outputs.values())).ravel()[0]) - labels[0])",
+    )
+    judged = report(tmp_path, model, validation=str(data), metric=name)
+    score = judged.candidates[0].score
+    assert score is not None and score.value < 0
+    assert report(tmp_path, model, validation=str(data)).metric == "r2"
+    with pytest.raises(Refused, match=r"labels with fractions.*numbers of classes"):
+        report(tmp_path, model, validation=str(data), metric="top1")
+
+
 def callable_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> str:
     name = f"metric_{abs(hash(body))}"
     (tmp_path / f"{name}.py").write_text(f"def judge(outputs, reference, labels):\n    {body}\n")

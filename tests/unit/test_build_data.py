@@ -55,6 +55,12 @@ def test_scalar_input_stays_a_scalar() -> None:
     assert sample.feeds["rate"].shape == () and sample.feeds["rate"].dtype == np.int64
 
 
+def test_labels_with_fractions_are_what_should_come_out_and_no_classes() -> None:
+    (sample,) = samples([{"x": np.zeros((1, 3), np.float32), "labels": np.float32([[0.5, 2.25]])}])
+    assert sample.labels is not None and sample.labels.dtype == np.float64
+    assert sample.labels.tolist() == [0.5, 2.25] and sample.classes is None
+
+
 def test_input_called_labels_is_an_input() -> None:
     spec = TensorSpec(name="labels", dtype="int64", shape=("batch",))
     (sample,) = samples([{"labels": np.int64(3)}], spec)

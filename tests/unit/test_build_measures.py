@@ -13,7 +13,7 @@ import pytest
 from parts import need_package
 from tflite_files import relu_file
 
-from edgekit.build.accuracy import Truths, measure_accuracy
+from edgekit.build.accuracy import Contestant, Truths, measure_accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import is_doubtful, joined, measure_latencies, race, ratio_of
@@ -93,6 +93,20 @@ def bench(path: Path, samples: int) -> Bench:
         count=samples,
         progress=Silent(),
     )
+
+
+def test_outputs_of_other_lengths_are_wrong_throughout_and_no_failure(tmp_path: Path) -> None:
+    """As many boxes as were found: one more on one sample of twenty."""
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 2))
+    model = tmp_path / "m"
+    model.write_bytes(msgspec.json.encode({"inputs": [spec], "scale": 1.0}))
+    contestant = Contestant("m", of(model), options=SessionOptions(), metric=Metric(name="r2"))
+    for index, sample in enumerate(ramp(20)):
+        total = sample.feeds["x"].sum(axis=1)
+        contestant.take(sample, {"y": np.repeat(total, 2 if index == 7 else 1)})
+    found = contestant.close()
+    assert found.failure is None and found.samples == 20
+    assert found.score is not None and 0 < found.score.value < 0.8
 
 
 def test_closer_look_takes_more_of_the_selection_and_forgets_what_was_found(tmp_path: Path) -> None:

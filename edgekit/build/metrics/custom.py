@@ -1,8 +1,9 @@
 """The user's own metric, `package.module:callable`: its mean over the samples.
 
 It is called once for each sample as `callable(outputs, reference, labels)`: the variant's and
-float32's outputs, dicts of arrays by name that cannot be written to, and the sample's labels, an
-int64 array or None. It returns a number, of which greater is better; `--max-drop` is in its unit.
+float32's outputs, dicts of arrays by name that cannot be written to, and the sample's labels, a
+flat int64 or float64 array or None. It returns a number, of which greater is better; `--max-drop`
+is in its unit.
 
 Invariant: calls come one at a time, though variants run side by side; whatever the callable does,
 the build goes on with a finite number or ends with a sentence that names it and the sample.

@@ -15,7 +15,7 @@ from edgekit.build.metrics.meter import Outputs
 from edgekit.build.metrics.options import MetricOptions
 from edgekit_contract.errors import Refused
 
-__all__ = ["Rows", "Threshold", "are_numbers", "named", "read_rows"]
+__all__ = ["Rows", "Threshold", "are_numbers", "demand_classes", "named", "read_rows"]
 
 _QUANTIZED: Final = frozenset({"int8", "uint8"})
 
@@ -23,6 +23,15 @@ _QUANTIZED: Final = frozenset({"int8", "uint8"})
 def are_numbers(array: np.ndarray) -> bool:
     """Whether the elements are measures, of which one may be a little off."""
     return array.dtype.kind == "f" or array.dtype.name in _QUANTIZED
+
+
+def demand_classes(labels: np.ndarray) -> None:
+    """Errors: `Refused` where labels are what should come out, not classes."""
+    if labels.dtype.kind == "f":
+        raise Refused(
+            "the validation data have labels with fractions, and the metric takes the numbers of "
+            "classes: convert them, or give --metric package.module:callable."
+        )
 
 
 def named(outputs: Outputs, name: str, option: str) -> np.ndarray:
@@ -64,6 +73,7 @@ class Rows:
                 "the validation data have no labels: add an array `labels`, or choose "
                 "--metric agreement."
             )
+        demand_classes(labels)
         if len(labels) != len(self.left_out):
             raise Refused(
                 f"the validation data have {len(labels)} labels for {len(self.left_out)} rows of "

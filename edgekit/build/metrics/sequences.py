@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.build.metrics.intervals import Replicates
 from edgekit.build.metrics.meter import Meter, Outputs, Score
 from edgekit.build.metrics.options import MetricOptions
-from edgekit.build.metrics.reading import are_numbers, named
+from edgekit.build.metrics.reading import are_numbers, demand_classes, named
 from edgekit_contract.errors import Refused
 
 __all__ = ["ctc", "decode", "edit_distance"]
@@ -108,6 +108,7 @@ def _collapsed(row: np.ndarray, blank: int) -> np.ndarray:
 
 def _given(labels: np.ndarray, rows: int, options: MetricOptions) -> list[np.ndarray]:
     """Labels of a sample as sequences; negative ones fill them up to one length."""
+    demand_classes(labels)
     if len(labels) % rows:
         raise Refused(
             f"the validation data have {len(labels)} labels for {rows} sequences: fill them up to "
