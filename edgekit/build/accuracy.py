@@ -110,12 +110,13 @@ class Contestant:
         judged = outputs if self._takes_other_lengths else _of_same_lengths(outputs, baseline)
         self._meter.add(judged, baseline, sample.labels)
         noise = self._closeness.add(outputs, baseline)
-        if noise > 0:
-            entry = (noise, -self.samples, _error(sample, outputs, baseline))
+        place = (noise, -self.samples)
+        if noise > 0 and (len(self._worst) < _WORST or place > self._worst[0][:2]):
+            entry = (*place, _error(sample, outputs, baseline))
             if len(self._worst) < _WORST:
                 heapq.heappush(self._worst, entry)
             else:
-                heapq.heappushpop(self._worst, entry)
+                heapq.heapreplace(self._worst, entry)
 
     def close(self) -> Accuracy:
         """What was found; the session ends."""
@@ -305,12 +306,10 @@ class Truths:
     def is_of(self, model: ModelFile) -> bool:
         return model == self._baseline
 
-    def along(
-        self, samples: Iterable[Sample], *, threads: int | None = None
-    ) -> Iterator[tuple[Sample, Outputs]]:
+    def along(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outputs]]:
         """Each sample with the baseline's outputs; the samples are the same ones each time.
 
-        With `threads`, the baseline runs on so many, else on all cores.
+        The baseline runs on half the cores: variants run beside it.
 
         Errors: `Refused` naming the sample on which the baseline fails, `DataChanged`.
         """
@@ -324,7 +323,7 @@ class Truths:
             if index < len(self._kept):
                 yield sample, self._kept[index]
                 continue
-            session = session or self._baseline.open(SessionOptions(threads=threads or _cores()))
+            session = session or self._baseline.open(SessionOptions(threads=max(1, _cores() // 2)))
             outputs = _run(session, sample)
             self._kept_bytes += sum(array.nbytes for array in outputs.values())
             if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
@@ -361,7 +360,7 @@ def measure_accuracy(
             )
             for name in group
         ]
-        along = truths.along(samples(), threads=max(1, _cores() // 2))
+        along = truths.along(samples())
         with ThreadPoolExecutor(_cores()) as pool:
             for sample, outputs in _ahead(along):
                 list(pool.map(lambda c, s=sample, t=outputs: c.take(s, t), contestants))

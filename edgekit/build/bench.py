@@ -6,7 +6,7 @@ choice has been made. Results are kept, since profiles share them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -31,14 +31,14 @@ _LATENCY_S: Final = 1.0
 """For each variant."""
 _LATENCY_FEEDS: Final = 4
 
-_SELECTION_S: Final = 4.0
-"""How long float32 may take over the selection: beyond `_LEAST_SELECTED` samples no more are looked
-at, or the search would see few variants. What is held out is run whole."""
+_SELECTION_SHARE: Final = 1 / 15
+"""Of the search time, what float32 may take over the selection: beyond `_LEAST_SELECTED` samples no
+more are looked at, or the search would see few variants. What is held out is run whole."""
+_BESIDE: Final = 1.4
+"""Times its own time that float32 takes with a variant beside it."""
 _LEAST_SELECTED: Final = 128
 _CLOSER: Final = 3
 """So many times the samples, where those cannot tell."""
-_GIVEN: Final = ""
-"""The given model's name among variants; no recipe has it."""
 
 
 class Bench:
@@ -49,12 +49,14 @@ class Bench:
         metric: Metric,
         samples: Callable[[], Iterable[Sample]],
         count: int,
+        search_time_s: float,
         progress: Progress,
     ) -> None:
         """`truth` is the model as it was given, `count` how many samples there are."""
         self.truth, self.metric = truth, metric
         self._split = Split(samples=count)
         self._series, self._progress = samples, progress
+        self._selection_s = search_time_s * _SELECTION_SHARE
         self._most: int | None = None
         self._sample_s = 0.0
         self._truths = {part: Truths(truth) for part in (0, 1)}
@@ -86,11 +88,7 @@ class Bench:
     def accuracies(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
         """Accuracy of each variant on the selection, by title."""
         return self._measured(
-            {variant.title: variant.model for variant in variants},
-            0,
-            self.selection,
-            self.looked_at,
-            "running the validation data",
+            variants, 0, self.selection, self.looked_at, "running the validation data"
         )
 
     def look_closer(self) -> None:
@@ -100,24 +98,17 @@ class Bench:
             self._truths[0] = Truths(self.truth)
             self._accuracies = {key: a for key, a in self._accuracies.items() if key[1] != 0}
 
-    def held_out(self, winner: Variant, baseline: Variant) -> dict[str, Accuracy]:
-        """Accuracy on what was held out from the choice, by title; empty where nothing was.
-
-        A baseline that has lost is the model as it was given, which runs anyhow, unless it is a
-        conversion for another runtime: the selection told that it does as well.
-        """
+    def held_out(self, variants: Sequence[Variant]) -> dict[str, Accuracy]:
+        """Accuracy on what was held out from the choice, by title; empty where nothing was."""
         if not self.holds_out:
             return {}
-        is_given = baseline.kind is self.truth.kind
-        reference = (_GIVEN, self.truth) if is_given else (baseline.title, baseline.model)
-        found = self._measured(
-            dict([reference, (winner.title, winner.model)]),
+        return self._measured(
+            variants,
             1,
             lambda: self._split.held_out(self._series()),
             self.samples - self._split.selected,
             "running what was held out",
         )
-        return {baseline.title: found[reference[0]], winner.title: found[winner.title]}
 
     @property
     def seen_held_out(self) -> frozenset[bytes]:
@@ -135,14 +126,20 @@ class Bench:
         )
         self._sample_s = screen.sample_s
         if self._most is None:
-            self._most = max(_LEAST_SELECTED, int(_SELECTION_S / max(screen.sample_s, 1e-9)))
+            self._most = max(_LEAST_SELECTED, int(self._selection_s / max(screen.sample_s, 1e-9)))
         return screen
 
     @property
+    def selection_s(self) -> float:
+        """About how long `accuracies` of the first variants will take, when there has been a
+        screen."""
+        return self._sample_s * self.looked_at * _BESIDE
+
+    @property
     def held_out_s(self) -> float:
-        """About how long `held_out` will take, when there has been a screen: the choice runs beside
-        float32, and is hardly slower."""
-        return self._sample_s * (self.samples - self._split.selected) if self.holds_out else 0.0
+        """About how long `held_out` will take, when there has been a screen."""
+        count = self.samples - self._split.selected if self.holds_out else 0
+        return self._sample_s * count * _BESIDE
 
     def _spread(self, most: int | None) -> Iterator[Sample]:
         """At most so many of those that the choice may see, evenly spread: data may be sorted."""
@@ -154,13 +151,13 @@ class Bench:
 
     def _measured(
         self,
-        models: Mapping[str, ModelFile],
+        variants: Sequence[Variant],
         part: int,
         samples: Callable[[], Iterable[Sample]],
         count: int,
         title: str,
     ) -> dict[str, Accuracy]:
-        wanted = {name: m for name, m in models.items() if (name, part) not in self._accuracies}
+        wanted = {v.title: v.model for v in variants if (v.title, part) not in self._accuracies}
         if wanted:
             with self._progress.stage(title, count) as advance:
                 found = measure_accuracy(
@@ -171,7 +168,7 @@ class Bench:
                     advance=advance,
                 )
             self._accuracies |= {(name, part): accuracy for name, accuracy in found.items()}
-        return {name: self._accuracies[name, part] for name in models}
+        return {v.title: self._accuracies[v.title, part] for v in variants}
 
     def latencies(
         self, variants: Sequence[Variant], baseline: Variant, options: Options, *, budget_s: float

@@ -59,8 +59,9 @@ _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.65
-"""Of the search time that is left when calibration is done: until when trials begin."""
+_TRIALS_SHARE: Final = 0.72
+"""Of the search time that is left when calibration is done, full figures of the first aside: until
+when trials begin."""
 _RELIEF_SHARE: Final = 0.82
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_SHARE: Final = 0.09
@@ -208,6 +209,7 @@ class _Build:
             metric=metric,
             samples=self._material.samples,
             count=self._material.count,
+            search_time_s=request.search_time_s,
             progress=self._watch,
         )
         decided = [self._decide(plan, bench) for plan in self._plan.profiles]
@@ -369,6 +371,7 @@ class _Build:
         left_s = self._ends - now - bench.held_out_s
         left_s -= self._request.search_time_s * _PACKING_SHARE
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
+        trials_s = (slice_s - min(bench.selection_s, slice_s / 2)) * _TRIALS_SHARE
         return Search(
             plan.recipes,
             self._kitchen,
@@ -381,7 +384,7 @@ class _Build:
             ),
             is_asked=bool(self._request.recipes),
             deadlines=Deadlines(
-                explore_s=now + slice_s * _TRIALS_SHARE,
+                explore_s=now + trials_s,
                 relieve_s=now + slice_s * _RELIEF_SHARE,
                 rank_s=now + slice_s - max(0.0, _RANKING_S - bench.held_out_s),
             ),

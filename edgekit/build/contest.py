@@ -142,11 +142,11 @@ class Contest:
     ) -> tuple[dict[str, Accuracy], tuple[NodeNoise, ...]]:
         """What was held out, run while a child ranks the nodes."""
         if not search.is_rankable(winner.kind):
-            return self.bench.held_out(winner, baseline), ()
+            return self.bench.held_out([baseline, winner]), ()
         pool = ThreadPoolExecutor(1)
         try:
             noise = self.turns.beside(pool, partial(search.sensitivity, winner.kind))
-            return self.bench.held_out(winner, baseline), noise.result()
+            return self.bench.held_out([baseline, winner]), noise.result()
         finally:
             pool.shutdown(wait=False)  # after an error the build's end ends the child, too
 
@@ -193,6 +193,9 @@ class Contest:
         """Whether one keeps the accuracy, if with no margin; and whether that was looked at on more
         samples, which is done once."""
         while pending and len(tried) < _FINALISTS and not (search.is_over() and is_held):
+            if not is_held and search.is_over(self.bench.selection_s):
+                # nothing can be relieved after it, so those first that may nearly hold as they are
+                pending.sort(key=lambda trial: not search.ranking.is_mendable(trial))
             batch = self._next(search, baseline, pending)
             pending = pending[len(batch) :]
             tried += batch

@@ -108,6 +108,8 @@ class Pantry:
         """What recipes that need samples were given."""
         self._bases: dict[Base, Path | None] = {Base.NORMALIZED: material.normalized.path}
         self._calibrations: dict[Base, Calibration] = {}
+        self._calibrating_s = 0.0
+        """How long the last calibration took."""
         self._measured: dict[Base, Mapping[str, Range]] = {}
         self._moments: dict[Base, Path] = {}
         self._studied: tuple[str, ...] = ()
@@ -224,6 +226,7 @@ class Pantry:
         """Ranges of a rewritten model, estimated when first asked for."""
         with self._studying:
             if base not in self._calibrations:
+                began = self._clock()
                 self._calibrations[base] = calibrate(
                     self.material,
                     self._estimators,
@@ -234,6 +237,7 @@ class Pantry:
                     most_s=self._calibration_s,
                     clock=self._clock,
                 )
+                self._calibrating_s = self._clock() - began
                 self._tell_failure(
                     self._calibrations[base],
                     "" if base is Base.NORMALIZED else f" of the {base.value} model",
@@ -245,6 +249,10 @@ class Pantry:
             self.remarks.append(
                 f"Recipes that need ranges{whose} were left out: {calibration.failure}."
             )
+
+    def calibrating_s(self, base: Base) -> float:
+        """How long it may take to calibrate; nothing where that is done."""
+        return 0.0 if base in self._calibrations else self._calibrating_s
 
     def observing_s(self, base: Base) -> float:
         """How long it may take to collect moments; nothing where there are some."""

@@ -99,9 +99,9 @@ class Screen:
             if enough or kept_bytes > _KEPT_BYTES:
                 break
             began = time.perf_counter()
-        self.sample_s = statistics.median(spent) if spent else 0.0
-        """Seconds for reading a sample and running the baseline on it: the first opens a session,
-        and others may have met something else."""
+        self.sample_s = statistics.fmean(spent[1:] or spent) if spent else 0.0
+        """Seconds for reading a sample and running the baseline on it, the mean without the first,
+        which opens a session."""
 
     @property
     def feeds(self) -> list[Tensors]:

@@ -385,12 +385,14 @@ class Search:
     def _turned(
         self, trial: Trial, *, like: Trial | None = None, **changed: object
     ) -> Trial | None:
-        if self.is_over():
-            return None
+        recipe, pantry = trial.variant.recipe, self._kitchen.pantry
         tuning = msgspec.structs.replace(trial.variant.tuning, **changed)
-        if self._kitchen.pantry.base(Base.of(tuning)) is None:
+        base = Base.of(tuning)
+        if self.is_over(pantry.calibrating_s(base) if recipe.needs.estimator else 0.0):
+            return None
+        if pantry.base(base) is None:
             return None  # there is nothing in this model to smooth, or to equalize
-        return self._try(trial.variant.recipe, tuning, like=like)
+        return self._try(recipe, tuning, like=like)
 
     def _spare_ends(self, best: Trial) -> Trial:
         """Keep the first few nodes, and the last, in the wider format, where that gains."""

@@ -7,6 +7,7 @@ with real models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ class Tables:
         self.scores = {"float32": 1.0, **scores}
         self.reliefs: dict[str, Trial] = {}
         self.over = False
+        self.left_s = self.selection_s = 10.0
         self.ranking = Ranking(
             objective=Objective.LATENCY, bounds=Bounds(max_drop=0.01), on_target=True
         )
@@ -73,8 +75,8 @@ class Tables:
         self.closer += 1
         self._known.clear()
 
-    def is_over(self) -> bool:
-        return self.over
+    def is_over(self, takes_s: float = 0.0) -> bool:
+        return self.over or takes_s > self.left_s
 
     def relieve(self, tried: Trial, *, part: float) -> Trial | None:
         self.asked.append(tried.title)
@@ -144,6 +146,15 @@ def test_slower_one_is_relieved_where_the_faster_cannot_be() -> None:
     tables.reliefs = {"b": trial("mended", 0.95)}
     assert tables.finals() == ["a", "b", "mended"]
     assert tables.asked == ["a", "b"]
+
+
+def test_what_holds_on_the_screen_goes_first_where_there_is_no_time_for_relief() -> None:
+    poor = replace(trial("a", 0.4), accuracy=Accuracy(score=Score(value=0.9, rows=ROWS)))
+    tables = Tables(poor, trial("b", 0.6), trial("c", 0.7), a=0.9, b=1.0, c=1.0)
+    tables.left_s = 1.0
+    assert tables.finals() == ["b"]
+    tables = Tables(poor, trial("b", 0.6), trial("c", 0.7), a=0.9, b=1.0, c=1.0)
+    assert tables.finals() == ["a", "b"]
 
 
 def test_when_time_is_over_two_are_run_at_a_time_until_one_holds() -> None:

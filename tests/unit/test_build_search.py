@@ -61,7 +61,7 @@ class Table:
         self.normalized = Path("unused.onnx")
         self.nodes: tuple[str, ...] = ()
         """The noisiest first."""
-        self.observes_s = 0.0
+        self.observes_s = self.calibrates_s = 0.0
         self.pantry = self
 
     def make(self, recipe: Recipe, tuning: Tuning = UNTUNED) -> Variant:
@@ -74,6 +74,9 @@ class Table:
 
     def observing_s(self, base: Base) -> float:
         return self.observes_s
+
+    def calibrating_s(self, base: Base) -> float:
+        return self.calibrates_s
 
     def noise(self, kind: RuntimeKind) -> tuple[NodeNoise, ...]:
         return tuple(
@@ -388,6 +391,19 @@ def test_nothing_is_rounded_where_there_is_no_time_to_observe_what_layers_read()
     table = narrow_table()
     table.observes_s = 1.0
     assert rounded(table) == []
+
+
+def test_no_other_model_is_started_from_where_there_is_no_time_to_calibrate_it() -> None:
+    def tried(calibrates_s: float, *, estimator: Estimator | None) -> list[str]:
+        table = Table({"a": (0.5, 300, 20.0), "a (levelled)": (0.5, 300, 30.0)})
+        table.calibrates_s = calibrates_s
+        needs = replace(Needs(), estimator=estimator)
+        search(table, replace(recipe("a", knobs=frozenset({Knob.LEVELLED})), needs=needs)).explore()
+        return table.tried
+
+    assert tried(0.5, estimator=Estimator.MINMAX) == ["float32", "a", "a (levelled)"]
+    assert tried(1.0, estimator=Estimator.MINMAX) == ["float32", "a"]
+    assert tried(1.0, estimator=None) == ["float32", "a", "a (levelled)"]
 
 
 def test_variations_that_time_was_too_short_for_are_not_said_to_gain_too_little() -> None:
