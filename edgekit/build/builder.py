@@ -37,9 +37,10 @@ from edgekit.build.ranking import Ranking
 from edgekit.build.remarks import data_remarks, host_remarks
 from edgekit.build.report import ErrorSample, Report
 from edgekit.build.request import BuildRequest, Objective
-from edgekit.build.search import Deadlines, Search
+from edgekit.build.search import Search
 from edgekit.build.shelf import Shelf
 from edgekit.build.tools import missing_tools
+from edgekit.build.trials import Deadlines, Trials
 from edgekit.build.turns import DISTURBED, Turns
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
@@ -372,7 +373,7 @@ class _Build:
         left_s -= self._request.search_time_s * _PACKING_SHARE
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
         trials_s = (slice_s - min(bench.selection_s, slice_s / 2)) * _TRIALS_SHARE
-        return Search(
+        trials = Trials(
             plan.recipes,
             self._kitchen,
             screen,
@@ -382,15 +383,14 @@ class _Build:
                 on_target=on_target,
                 forecast=forecast,
             ),
-            is_asked=bool(self._request.recipes),
             deadlines=Deadlines(
                 explore_s=now + trials_s,
                 relieve_s=now + slice_s * _RELIEF_SHARE,
                 rank_s=now + slice_s - max(0.0, _RANKING_S - bench.held_out_s),
             ),
-            progress=self._watch,
             clock=self._turns.now,
         )
+        return Search(trials, is_asked=bool(self._request.recipes), progress=self._watch)
 
 
 def _named(errors: Sequence[ErrorSample], labels: Sequence[str]) -> tuple[ErrorSample, ...]:

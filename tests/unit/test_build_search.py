@@ -20,7 +20,8 @@ from edgekit.build.ranking import Ranking
 from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
-from edgekit.build.search import Deadlines, Search
+from edgekit.build.search import Search
+from edgekit.build.trials import Deadlines, Trials
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.quantization.sensitivity import NodeNoise
@@ -84,6 +85,10 @@ class Table:
             for i, name in enumerate(self.nodes)
         )
 
+    def layers(self, kind: RuntimeKind) -> tuple[str, ...]:
+        """Without a model there are no ends to spare."""
+        return ()
+
     def make_all(self, recipes: Iterable[Recipe]) -> None:
         pass
 
@@ -105,35 +110,24 @@ class Table:
         )
 
 
-class Hasty(Search):
-    """Without a model there are no ends to spare."""
-
-    def _spare_ends(self, best: Trial) -> Trial:
-        return best
-
-
 def search(
     table: Table,
     *recipes: Recipe,
     objective: Objective = Objective.LATENCY,
     clock: Callable[[], float] = lambda: 0.0,
     **changes: Any,
-) -> Hasty:
+) -> Search:
     asked: dict[str, Any] = {"bounds": Bounds(max_drop=0.01), "on_target": True, "forecast": None}
     asked = {name: changes.pop(name, value) for name, value in asked.items()}
-    values: dict[str, Any] = {
-        "ranking": Ranking(objective=objective, **asked),
-        "is_asked": False,
-        "deadlines": Deadlines(explore_s=1.0, relieve_s=1.0, rank_s=1.0),
-    }
-    return Hasty(
+    trials = Trials(
         (recipe("float32"), *recipes),
         cast(Kitchen, table),
         cast(Screen, table),
-        progress=Silent(),
+        ranking=Ranking(objective=objective, **asked),
+        deadlines=Deadlines(explore_s=1.0, relieve_s=1.0, rank_s=1.0),
         clock=clock,
-        **(values | changes),
     )
+    return Search(trials, progress=Silent(), **({"is_asked": False} | changes))
 
 
 def titles(trials: tuple[Trial, ...]) -> list[str]:
@@ -301,7 +295,7 @@ def test_variation_is_named_only_after_the_knobs_that_it_heeds() -> None:
 KNOBS = frozenset({Knob.RECONSTRUCTED})
 
 
-def narrower(table: Table, *, objective: Objective = Objective.LATENCY) -> Hasty:
+def narrower(table: Table, *, objective: Objective = Objective.LATENCY) -> Search:
     """A recipe with variations of fewer and fewer bits, and one that is no smaller."""
     children = [
         recipe(f"a/{bits}", varies="a", knobs=KNOBS, bits=float(bits)) for bits in (8, 6, 5, 4)
