@@ -213,13 +213,14 @@ class Contest:
                     reach = _reach(trial, search.ranking)
                 if fine or (relieved and not _is_rival(trial, batch[0], search.ranking)):
                     continue  # it could not win against what the better one becomes
+                if reach is not None and _near(pending, reach, search.ranking):
+                    continue  # one holds, and others may without
                 relieved = search.relieve(trial, part=self._bearable(baseline, trial))
                 known = {one.title for one in (*tried, *pending)}
                 if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.ranking.key)
             if reach is not None:
-                left = [] if search.is_over() else pending
-                pending = [one for one in left if _is_near(one, (0.0, reach), search.ranking)]
+                pending = [] if search.is_over() else _near(pending, reach, search.ranking)
         return tried
 
     def _next(self, search: Search, baseline: Trial, pending: Sequence[Trial]) -> list[Trial]:
@@ -280,6 +281,11 @@ def _is_near(trial: Trial, bounds: tuple[float, float], ranking: Ranking) -> boo
     """Whether it may be ahead of one that reaches so far."""
     over, key = ranking.key(trial)[:2]
     return (over, key - ranking.doubt(trial)) <= bounds
+
+
+def _near(pending: Sequence[Trial], reach: float, ranking: Ranking) -> list[Trial]:
+    """Those that may be ahead of one that holds."""
+    return [trial for trial in pending if _is_near(trial, (0.0, reach), ranking)]
 
 
 def _is_rival(trial: Trial, best: Trial, ranking: Ranking) -> bool:

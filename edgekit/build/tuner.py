@@ -121,13 +121,14 @@ class Tuner:
         return [other for other in variations if other.id not in worse]
 
     def _round_smallest(self, best: Trial, tried: Sequence[Trial]) -> Trial:
-        """Round the smallest of those that rounding may bring to the accuracy and that are as fast
-        as the best; what is larger than one that it does bring there needs none."""
+        """Round the smallest of those that rounding may bring to the accuracy and that may be as
+        fast as the best; what is larger than one that it does bring there needs none."""
         slowest = self._ranking.ratio(best) + 2 * FASTER
         for trial in sorted(tried, key=lambda one: one.size_bytes):
+            fastest = self._ranking.ratio(trial) - self._ranking.doubt(trial)
             is_as_good = trial is best or (
                 not self._ranking.by_accuracy
-                and (self._ranking.by_size or self._ranking.ratio(trial) <= slowest)
+                and (self._ranking.by_size or fastest <= slowest)
                 and self._ranking.is_mendable(trial)
             )
             if is_as_good and self._ranking.is_fine(rounded := self._round(trial)):

@@ -141,6 +141,16 @@ def test_slower_one_is_not_relieved_beside_a_faster_one_that_was() -> None:
     ]  # a tenth is lost, a hundredth is allowed, of which 0.7 are aimed at
 
 
+def test_nothing_is_relieved_beside_one_that_holds_while_others_may_hold_without() -> None:
+    tables = Tables(trial("a", 0.4), trial("b", 0.405), trial("c", 0.41), a=1.0, b=0.9, c=1.0)
+    tables.reliefs = {"b": trial("never", 0.41)}
+    assert tables.finals() == ["a", "b", "c"] and tables.asked == []
+    tables = Tables(trial("a", 0.4), trial("b", 0.405), trial("c", 0.9), a=1.0, b=0.9, c=1.0)
+    tables.reliefs = {"b": trial("mended", 0.41)}
+    tables.scores["mended"] = 1.0
+    assert tables.finals() == ["a", "b", "mended"] and tables.asked == ["b"]
+
+
 def test_slower_one_is_relieved_where_the_faster_cannot_be() -> None:
     tables = Tables(trial("a", 0.4), trial("b", 0.9), a=0.9, b=0.9, mended=1.0)
     tables.reliefs = {"b": trial("mended", 0.95)}
