@@ -34,7 +34,7 @@ from edgekit.build.pantry import Pantry
 from edgekit.build.plan import Plan, ProfilePlan, asked_for, make_plan
 from edgekit.build.progress import Stopwatch
 from edgekit.build.ranking import Ranking
-from edgekit.build.remarks import data_remarks, host_remarks
+from edgekit.build.remarks import data_remarks, host_remarks, plan_remarks
 from edgekit.build.report import ErrorSample, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.search import Search
@@ -321,6 +321,7 @@ class _Build:
             candidates=verdict.candidates,
             normalization=self._material.normalized.steps,
             remarks=(
+                *plan_remarks(plan, request),
                 *host_remarks(plan, request, host, verdict.candidates),
                 *data_remarks(request, self._material, self._kitchen, bench, verdict),
                 *golden.remarks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,13 +15,28 @@ from edgekit.build.material import Material
 from edgekit.build.plan import ProfilePlan
 from edgekit.build.report import Candidate, Outcome
 from edgekit.build.request import BuildRequest, Objective
+from edgekit_converters.recipes import find_recipe
 
-__all__ = ["data_remarks", "host_remarks"]
+__all__ = ["data_remarks", "host_remarks", "plan_remarks"]
 
 _SMALL: Final = 30
 """Validation samples under which a figure is said to be rough."""
+_FEW_BITS: Final = 8
 _NAMED: Final = 3
 """Open candidates that a remark names."""
+
+
+def plan_remarks(plan: ProfilePlan, request: BuildRequest) -> list[str]:
+    """Why nothing of few bits was tried, where a user might have expected it."""
+    if request.recipes or any(recipe.bits <= _FEW_BITS for recipe in plan.recipes):
+        return []
+    kinds = {runtime.kind for runtime in plan.runtimes}
+    reasons: Counter[str] = Counter()
+    for skipped in plan.skipped:
+        needs = find_recipe(skipped.recipe).needs
+        if needs.runtime in kinds and needs.estimator is None and not needs.samples:
+            reasons[skipped.reason] += 1
+    return [f"Nothing of few bits was tried: {why}." for why, _ in reasons.most_common(1)]
 
 
 def host_remarks(

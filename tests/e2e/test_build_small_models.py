@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from build_requests import INT8, host_profile, request
@@ -187,3 +188,28 @@ def test_same_variant_packs_to_the_same_bytes_but_for_the_report(
     model = bill["metadata"]["component"]["hashes"][0]["content"]
     del first["files/sbom.json"]
     assert named | {bundles[0].model: model} == first
+
+
+def test_report_says_why_nothing_of_few_bits_was_tried(tmp_path: Path) -> None:
+    """Weights of double: there are recipes for float32."""
+    wide = np.random.default_rng(0).normal(size=(64, 64))
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "wide",
+        [value("x", onnx.TensorProto.DOUBLE, ["batch", 64])],
+        [value("y", onnx.TensorProto.DOUBLE, ["batch", 64])],
+        [onnx.numpy_helper.from_array(wide, "w")],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.save(model, tmp_path / "wide.onnx")
+    said = build(request(tmp_path / "wide.onnx", tmp_path / "out")).built[0].report.remarks
+    assert (
+        "Nothing of few bits was tried: the model's weights are double already, not float32."
+        in said
+    )
+    model = write_small("regression", tmp_path)
+    said = build(request(model, tmp_path / "other", search_time_s=1.0)).built[0].report.remarks
+    assert not any(remark.startswith("Nothing of few bits") for remark in said)
