@@ -32,8 +32,10 @@ _LATENCY_S: Final = 1.0
 _LATENCY_FEEDS: Final = 4
 
 _SELECTION_SHARE: Final = 1 / 15
-"""Of the search time, what float32 may take over the selection: beyond `_LEAST_SELECTED` samples no
-more are looked at, or the search would see few variants. What is held out is run whole."""
+"""Of the search time, what float32 may take over the selection, or `_LEAST_SELECTION_S`: beyond
+`_LEAST_SELECTED` samples no more are looked at, or the search would see few variants. What is held
+out is run whole."""
+_LEAST_SELECTION_S: Final = 1.0
 _BESIDE: Final = 1.4
 """Times its own time that float32 takes with a variant beside it."""
 _LEAST_SELECTED: Final = 128
@@ -56,7 +58,7 @@ class Bench:
         self.truth, self.metric = truth, metric
         self._split = Split(samples=count)
         self._series, self._progress = samples, progress
-        self._selection_s = search_time_s * _SELECTION_SHARE
+        self._selection_s = max(_LEAST_SELECTION_S, search_time_s * _SELECTION_SHARE)
         self._most: int | None = None
         self._sample_s = 0.0
         self._truths = {part: Truths(truth) for part in (0, 1)}

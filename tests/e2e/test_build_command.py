@@ -144,12 +144,12 @@ def test_build_on_a_machine_that_saturates_proves_no_full_range(
 
 def test_table_tells_every_outcome_and_that_the_bundle_is_not_signed(tmp_path: Path) -> None:
     done = edgekit(
-        str(MODEL), "--profile", "raspberry-pi-zero-2w", "--recipe", "float32*", cwd=tmp_path
+        str(MODEL), "--profile", "raspberry-pi-zero-2w", "--recipe", "float16/*", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert "measured on HOST" in out
-    assert "float32-optimized" in out and "chosen:" in out and "lost:" in out
+    assert "float16/weights" in out and "chosen:" in out and "lost:" in out
     assert "There are no data" in out
     assert "not signed" in out
     assert (tmp_path / "digits-1.0.0-raspberry-pi-zero-2w.ekb").exists()
