@@ -60,10 +60,10 @@ _ONNX: Final = RuntimeKind.ONNXRUNTIME
 _CALIBRATION_SHARE: Final = 0.15
 """Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.72
+_TRIALS_SHARE: Final = 0.82
 """Of the search time that is left when calibration is done, full figures of the first aside: until
 when trials begin."""
-_RELIEF_SHARE: Final = 0.82
+_RELIEF_SHARE: Final = 0.92
 """The same for reliefs, full figures included; latencies come after."""
 _PACKING_SHARE: Final = 0.09
 """Of the search time: for latencies in full, golden vectors and the bundle."""
