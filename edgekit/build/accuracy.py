@@ -1,14 +1,12 @@
 """Run variants on data, in the runtime code that devices use: right numbers, and how good.
 
 Invariant: all variants and the baseline see the same samples in the same order; what is kept of
-them is flat in their number, but for a digest of each and the baseline's outputs, of which
-`_KEPT_BYTES` are.
+them is flat in their number.
 """
 
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,17 +17,16 @@ import numpy as np
 from edgekit.build.metrics import Meter, Metric, Outputs, new_meter
 from edgekit.build.model_file import ModelFile
 from edgekit.build.report import ErrorSample, Score
-from edgekit.build.samples import FEEDS_DIGEST, DataChanged, Sample
-from edgekit_contract import limits
+from edgekit.build.samples import Sample
+from edgekit.build.truths import Truths, cores
 from edgekit_contract.errors import Refused
 from edgekit_converters import external
 from edgekit_runtime.session import Session, SessionOptions
 
-__all__ = ["Accuracy", "Contestant", "Truths", "groups", "measure_accuracy"]
+__all__ = ["Accuracy", "Contestant", "groups", "measure_accuracy"]
 
 _GROUP_BYTES: Final = 1 << 30
 """Model files that are open at a time."""
-_KEPT_BYTES: Final = 64 * limits.MIB
 _WORST: Final = 5
 """Samples that are remembered for having the greatest errors."""
 _FARTHEST_DB: Final = 200.0
@@ -289,50 +286,6 @@ def _wrong_throughout(want: np.ndarray) -> np.ndarray:
     return np.full_like(want, "")
 
 
-class Truths:
-    """The baseline's outputs for a series of samples, kept as far as `_KEPT_BYTES` go."""
-
-    def __init__(self, baseline: ModelFile) -> None:
-        self._baseline = baseline
-        self._kept: list[Outputs] = []
-        self._kept_bytes = 0
-        self._digests: list[bytes] = []
-
-    @property
-    def seen(self) -> frozenset[bytes]:
-        """What tells the feeds of each sample from others, see `Sample.digest`."""
-        return frozenset(digest[:FEEDS_DIGEST] for digest in self._digests)
-
-    def is_of(self, model: ModelFile) -> bool:
-        return model == self._baseline
-
-    def along(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outputs]]:
-        """Each sample with the baseline's outputs; the samples are the same ones each time.
-
-        The baseline runs on half the cores: variants run beside it.
-
-        Errors: `Refused` naming the sample on which the baseline fails, `DataChanged`.
-        """
-        session: Session | None = None
-        for index, sample in enumerate(samples):
-            digest = sample.digest()
-            if index == len(self._digests):
-                self._digests.append(digest)
-            elif self._digests[index] != digest:
-                raise DataChanged
-            if index < len(self._kept):
-                yield sample, self._kept[index]
-                continue
-            session = session or self._baseline.open(SessionOptions(threads=max(1, _cores() // 2)))
-            outputs = _run(session, sample)
-            self._kept_bytes += sum(array.nbytes for array in outputs.values())
-            if index == len(self._kept) and self._kept_bytes <= _KEPT_BYTES:
-                self._kept.append(outputs)
-            yield sample, outputs
-        if session is not None:
-            session.close()
-
-
 def measure_accuracy(
     variants: Mapping[str, ModelFile],
     *,
@@ -349,7 +302,7 @@ def measure_accuracy(
     found: dict[str, Accuracy] = {}
     for group in groups(variants):
         # Nothing is timed here: contestants share the cores, each has its own session and meters.
-        options = SessionOptions(threads=max(1, _cores() // len(group)))
+        options = SessionOptions(threads=max(1, cores() // len(group)))
         contestants = [
             Contestant(
                 name,
@@ -361,7 +314,7 @@ def measure_accuracy(
             for name in group
         ]
         along = truths.along(samples())
-        with ThreadPoolExecutor(_cores()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for sample, outputs in _ahead(along):
                 list(pool.map(lambda c, s=sample, t=outputs: c.take(s, t), contestants))
                 advance(1)
@@ -376,20 +329,6 @@ def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
-
-
-def _run(session: Session, sample: Sample) -> Outputs:
-    try:
-        return session.run(sample.feeds)
-    except Refused as error:
-        raise Refused(
-            f"the model itself fails on sample {sample.number} of the data "
-            f"({str(error).rstrip('.')}): check that sample."
-        ) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def groups(variants: Mapping[str, ModelFile]) -> list[list[str]]:

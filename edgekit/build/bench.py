@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
+from edgekit.build.accuracy import Accuracy, measure_accuracy
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import is_doubtful, joined, measure_latencies
 from edgekit.build.metrics import Metric
@@ -23,6 +23,7 @@ from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
 from edgekit.build.screen import SCREENED, Screen
 from edgekit.build.split import Split
+from edgekit.build.truths import Truths
 from edgekit_runtime.session import Tensors
 
 __all__ = ["Bench"]

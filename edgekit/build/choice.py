@@ -2,8 +2,8 @@
 
 Invariant: the baseline can always win; a candidate that breaks a bound, or is neither smaller nor
 faster than the baseline, never does. A latency differs only where its interval says so; among
-equals in the objective the smaller wins, then the more accurate. What is a few percent slower than
-the fastest counts as its equal only if it is smaller by three times as much.
+equals in the objective the smaller wins, then the more accurate. What is up to 3% slower than the
+fastest, and faster than the baseline, wins if it is smaller by three times as much.
 
 Off the target times are figures of a device of the profile, or else estimates; both are intervals,
 and two that overlap are one. Where a winner is not apart from another that was only estimated, that
@@ -228,7 +228,7 @@ def _fastest(able: Sequence[Candidate]) -> list[Candidate]:
     if fastest.latency and _speed(fastest) < 1:
         edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
     equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
-    limit = min(_speed(fastest) * _HARDLY_SLOWER, 1.0)
+    limit = _speed(fastest) * _HARDLY_SLOWER
     cost = {
         c.title: _size(c) * (_speed(c) / _speed(fastest)) ** _TIME_TO_SIZE
         for c in able

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from edgekit.build.accuracy import Accuracy, Contestant, Truths
+from edgekit.build.accuracy import Accuracy, Contestant
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import race
 from edgekit.build.metrics import Metric, Outputs
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.report import Latency
 from edgekit.build.samples import Sample
+from edgekit.build.truths import Truths
 from edgekit_contract import limits
 from edgekit_converters import external
 from edgekit_runtime.session import Session, SessionOptions, Tensors

@@ -13,7 +13,7 @@ import pytest
 from parts import need_package
 from tflite_files import relu_file
 
-from edgekit.build.accuracy import Contestant, Truths, measure_accuracy
+from edgekit.build.accuracy import Contestant, measure_accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.kitchen import Variant
 from edgekit.build.latency import is_doubtful, joined, measure_latencies, race, ratio_of
@@ -22,6 +22,7 @@ from edgekit.build.model_file import ModelFile
 from edgekit.build.progress import Silent
 from edgekit.build.samples import DataRejected, Sample
 from edgekit.build.split import MIN_HELD_OUT, Split
+from edgekit.build.truths import Truths
 from edgekit.build.vectors import GoldenSet, choose_vectors
 from edgekit_contract.errors import Refused
 from edgekit_contract.manifest import AudioPreprocess, Color, ImagePreprocess, Layout, TensorSpec
