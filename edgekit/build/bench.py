@@ -7,7 +7,6 @@ choice has been made. Results are kept, since profiles share them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Final
 
@@ -15,7 +14,7 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy, measure_accuracy
 from edgekit.build.kitchen import Variant
-from edgekit.build.latency import is_doubtful, joined, measure_latencies
+from edgekit.build.latency import measure_latencies
 from edgekit.build.metrics import Metric
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.progress import Progress
@@ -33,12 +32,12 @@ _LATENCY_S: Final = 1.0
 _LATENCY_FEEDS: Final = 4
 
 _SELECTION_SHARE: Final = 1 / 15
-"""Of the search time, what float32 may take over the selection, or `_LEAST_SELECTION_S`: beyond
+"""Of the search time, what the selection may take with two variants, or `_LEAST_SELECTION_S`: beyond
 `_LEAST_SELECTED` samples no more are looked at, or the search would see few variants. What is held
 out is run whole."""
 _LEAST_SELECTION_S: Final = 1.0
-_BESIDE: Final = 1.4
-"""Times its own time that float32 takes with a variant beside it."""
+_BESIDE: Final = 1.9
+"""Times its own time that float32 takes with variants beside it."""
 _LEAST_SELECTED: Final = 128
 _CLOSER: Final = 3
 """So many times the samples, where those cannot tell."""
@@ -61,7 +60,7 @@ class Bench:
         self._series, self._progress = samples, progress
         self._selection_s = max(_LEAST_SELECTION_S, search_time_s * _SELECTION_SHARE)
         self._most: int | None = None
-        self._sample_s = 0.0
+        self._sample_s = self._pass_s = 0.0
         self._truths = {part: Truths(truth) for part in (0, 1)}
         self._accuracies: dict[tuple[str, int], Accuracy] = {}
         self._latencies: dict[tuple[object, ...], Latency] = {}
@@ -128,21 +127,25 @@ class Bench:
             options=options,
         )
         self._sample_s = screen.sample_s
+        self._pass_s = screen.reading_s * min(SCREENED, self._split.selected)
         if self._most is None:
-            self._most = max(_LEAST_SELECTED, int(self._selection_s / max(screen.sample_s, 1e-9)))
+            left_s = max(0.0, self._selection_s - self._pass_s) / _BESIDE
+            self._most = max(_LEAST_SELECTED, int(left_s / max(screen.sample_s, 1e-9)))
         return screen
 
     @property
     def selection_s(self) -> float:
         """About how long `accuracies` of the first variants will take, when there has been a
         screen."""
-        return self._sample_s * self.looked_at * _BESIDE
+        return self._pass_s + self._sample_s * self.looked_at * _BESIDE
 
     @property
     def held_out_s(self) -> float:
         """About how long `held_out` will take, when there has been a screen."""
-        count = self.samples - self._split.selected if self.holds_out else 0
-        return self._sample_s * count * _BESIDE
+        if not self.holds_out:
+            return 0.0
+        count = self.samples - self._split.selected
+        return self._pass_s + self._sample_s * count * _BESIDE
 
     def _spread(self, most: int | None) -> Iterator[Sample]:
         """At most so many of those that the choice may see, evenly spread: data may be sorted."""
@@ -185,14 +188,13 @@ class Bench:
         }
         wanted = {v.title: v.model for v in variants if keys[v.title] not in self._latencies}
         with self._progress.stage(f"measuring latency, {_told(variants, options)}", None):
-            race = partial(
-                measure_latencies, baseline=baseline.model, options=options, feeds=self._feeds
+            found = measure_latencies(
+                wanted,
+                baseline=baseline.model,
+                options=options,
+                feeds=self._feeds,
+                budget_s=min(_LATENCY_S * len(wanted), budget_s),
             )
-            found = race(wanted, budget_s=min(_LATENCY_S * len(wanted), budget_s))
-            again = {name: wanted[name] for name in found if is_doubtful(found[name])}
-            if again:
-                second = race(again, budget_s=min(_LATENCY_S * len(again), budget_s))
-                found |= {name: joined(found[name], second[name]) for name in again}
         for name, latency in found.items():
             self._latencies[keys[name]] = (
                 msgspec.structs.replace(latency, ratio=1.0, low=1.0, high=1.0)

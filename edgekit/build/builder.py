@@ -63,10 +63,14 @@ _LITERT: Final = RuntimeKind.LITERT
 _TRIALS_SHARE: Final = 0.82
 """Of the search time that is left when calibration is done, full figures of the first aside: until
 when trials begin."""
-_RELIEF_SHARE: Final = 0.92
+_REFINING_SHARE: Final = 0.88
+"""The same where one keeps the accuracy."""
+_RELIEF_SHARE: Final = 0.95
 """The same for reliefs, full figures included; latencies come after."""
-_PACKING_SHARE: Final = 0.09
-"""Of the search time: for latencies in full, golden vectors and the bundle."""
+_TIMING_SHARE: Final = {Objective.LATENCY: 0.08, Objective.ACCURACY: 0.08, Objective.SIZE: 0.05}
+"""Of the search time: for latencies in full."""
+_PACKING_SHARE: Final = 0.07
+"""The same for golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
 """What ranking the nodes for the report takes, as a rule, beside what is held out."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -370,28 +374,30 @@ class _Build:
         profiles = self._plan.profiles
         screen = bench.screen(baseline, options)
         now = self._turns.now()
+        request = self._request
         left_s = self._ends - now - bench.held_out_s
-        left_s -= self._request.search_time_s * _PACKING_SHARE
+        left_s -= request.search_time_s * (_TIMING_SHARE[request.objective] + _PACKING_SHARE)
         slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
-        trials_s = (slice_s - min(bench.selection_s, slice_s / 2)) * _TRIALS_SHARE
+        trials_s = slice_s - min(bench.selection_s, slice_s / 2)
         trials = Trials(
             plan.recipes,
             self._kitchen,
             screen,
             ranking=Ranking(
-                objective=self._request.objective,
+                objective=request.objective,
                 bounds=bounds,
                 on_target=on_target,
                 forecast=forecast,
             ),
             deadlines=Deadlines(
-                explore_s=now + trials_s,
+                explore_s=now + trials_s * _TRIALS_SHARE,
+                refine_s=now + trials_s * _REFINING_SHARE,
                 relieve_s=now + slice_s * _RELIEF_SHARE,
                 rank_s=now + slice_s - max(0.0, _RANKING_S - bench.held_out_s),
             ),
             clock=self._turns.now,
         )
-        return Search(trials, is_asked=bool(self._request.recipes), progress=self._watch)
+        return Search(trials, is_asked=bool(request.recipes), progress=self._watch)
 
 
 def _named(errors: Sequence[ErrorSample], labels: Sequence[str]) -> tuple[ErrorSample, ...]:

@@ -34,6 +34,8 @@ _INTERVAL: Final = 1.96
 _ABOUT_A_SIZE: Final = 1.25
 _SAME_SIZE: Final = 0.01
 """Names and padding make one file larger than another by about so much."""
+_UNSURE: Final = 1.05
+"""Times the fastest's time that one may take that its interval does not tell from it."""
 _HARDLY_SLOWER: Final = 1.03
 """A candidate that is slower than the fastest by no more may win by being smaller,"""
 _TIME_TO_SIZE: Final = 3
@@ -227,7 +229,8 @@ def _fastest(able: Sequence[Candidate]) -> list[Candidate]:
     edge = 1.0
     if fastest.latency and _speed(fastest) < 1:
         edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
-    equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= edge)]
+    unsure = max(edge, min(1 - NOTICEABLE, _speed(fastest) * _UNSURE))
+    equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= unsure)]
     limit = _speed(fastest) * _HARDLY_SLOWER
     cost = {
         c.title: _size(c) * (_speed(c) / _speed(fastest)) ** _TIME_TO_SIZE

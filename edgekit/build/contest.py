@@ -39,6 +39,10 @@ _FINALISTS: Final = 16
 _TOGETHER: Final = 2
 _REACH: Final = 0.03
 """What screening may be wrong by: so much behind what holds, one may still be ahead of it."""
+_REACH_OF_SMALLER: Final = 0.1
+"""The same for one that is smaller by `_SMALLER`, so that it need only be as fast: how fast a
+machine runs what fills its caches varies so much from one brief timing to the next."""
+_SMALLER: Final = 0.05
 _REACH_OF_FORECASTS: Final = 1.0
 """The same, as a part, where times are estimates."""
 _CONTENDERS: Final = 4
@@ -188,9 +192,10 @@ class Contest:
         One that loses too much is relieved, and takes its place anew among those to come.
         """
         tried: list[Trial] = []
-        reach: float | None = None
+        held: Trial | None = None
+        """The best that keeps the accuracy."""
         is_held = has_looked = False
-        """Whether one keeps the accuracy, if with no margin; and whether that was looked at on more
+        """Whether one does, if with no margin; and whether that was looked at on more
         samples, which is done once."""
         while pending and len(tried) < _FINALISTS and not (search.is_over() and is_held):
             if not is_held and search.is_over(self.bench.selection_s):
@@ -199,7 +204,7 @@ class Contest:
             batch = self._next(search, baseline, pending)
             pending = pending[len(batch) :]
             tried += batch
-            is_first = reach is None and not has_looked
+            is_first = held is None and not has_looked
             if is_first and not search.is_over() and self._is_close(baseline, batch):
                 has_looked = True
                 self.bench.look_closer()
@@ -208,19 +213,18 @@ class Contest:
             for trial in batch:
                 fine = self._is_tolerable(baseline, trial)
                 is_held |= self._is_tolerable(baseline, trial, margin=False)
-                over, key = search.ranking.key(trial)[:2]
-                if fine and not over and (reach is None or key < reach):
-                    reach = _reach(trial, search.ranking)
+                if fine and search.ranking.is_within(trial):
+                    held = min(held or trial, trial, key=search.ranking.key)
                 if fine or (relieved and not _is_rival(trial, batch[0], search.ranking)):
                     continue  # it could not win against what the better one becomes
-                if reach is not None and _near(pending, reach, search.ranking):
+                if held is not None and _near(pending, held, search.ranking):
                     continue  # one holds, and others may without
                 relieved = search.relieve(trial, part=self._bearable(baseline, trial))
                 known = {one.title for one in (*tried, *pending)}
                 if relieved and relieved.failure is None and relieved.title not in known:
                     pending = sorted([relieved, *pending], key=search.ranking.key)
-            if reach is not None:
-                pending = [] if search.is_over() else _near(pending, reach, search.ranking)
+            if held is not None:
+                pending = [] if search.is_over() else _near(pending, held, search.ranking)
         return tried
 
     def _next(self, search: Search, baseline: Trial, pending: Sequence[Trial]) -> list[Trial]:
@@ -271,26 +275,21 @@ class Contest:
         )
 
 
-def _reach(trial: Trial, ranking: Ranking) -> float:
-    """Up to where others may be ahead of one that holds, for all that screening can tell."""
-    key = ranking.key(trial)[1]
-    return key + abs(key) * (_REACH_OF_FORECASTS if ranking.goes_by_forecast else _REACH)
-
-
-def _is_near(trial: Trial, bounds: tuple[float, float], ranking: Ranking) -> bool:
-    """Whether it may be ahead of one that reaches so far."""
-    over, key = ranking.key(trial)[:2]
-    return (over, key - ranking.doubt(trial)) <= bounds
-
-
-def _near(pending: Sequence[Trial], reach: float, ranking: Ranking) -> list[Trial]:
+def _near(pending: Sequence[Trial], held: Trial, ranking: Ranking) -> list[Trial]:
     """Those that may be ahead of one that holds."""
-    return [trial for trial in pending if _is_near(trial, (0.0, reach), ranking)]
+    return [trial for trial in pending if _is_rival(trial, held, ranking)]
 
 
 def _is_rival(trial: Trial, best: Trial, ranking: Ranking) -> bool:
-    """Whether it may be ahead of one that comes before it."""
-    return _is_near(trial, (ranking.key(best)[0], _reach(best, ranking)), ranking)
+    """Whether it may be ahead of one that comes before it, for all that screening can tell."""
+    over, key = ranking.key(trial)[:2]
+    best_over, best_key = ranking.key(best)[:2]
+    reach = _REACH
+    if ranking.goes_by_forecast:
+        reach = _REACH_OF_FORECASTS
+    elif ranking.by_time and trial.size_bytes < best.size_bytes * (1 - _SMALLER):
+        reach = _REACH_OF_SMALLER if ranking.is_fine(trial) else _REACH
+    return (over, key - ranking.doubt(trial)) <= (best_over, best_key + abs(best_key) * reach)
 
 
 def _contenders(judged: Sequence[Candidate], ranked: Sequence[Trial]) -> tuple[Variant, ...]:

@@ -156,11 +156,10 @@ class Kitchen:
         start, why = self._start(recipe, tuning)
         if start is None:
             return failed(failure=why)
-        needs_moments = tuning.corrected or tuning.reconstructed
         title = tuning.title_of(recipe.id)
         try:
             ranges = self.pantry.ranges_of(recipe.needs.estimator, Base.of(tuning), start)
-            moments = str(self.pantry.moments_of(Base.of(tuning), start)) if needs_moments else None
+            moments = str(self.pantry.moments_of(Base.of(tuning), start)) if tuning.is_rounded else None
             arguments = {
                 "recipe": recipe.id,
                 "tuning": msgspec.to_builtins(tuning),

@@ -2,17 +2,19 @@
 
 Invariant: every round gives the baseline and each variant a turn, so that a noisy machine is noisy
 for all; what counts is the ratio within a round. A turn begins as it would where no other model
-runs. Other builds on this machine hold still meanwhile.
+runs, and whose turn comes before it is chance. Other builds on this machine hold still meanwhile.
 """
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from edgekit.build.accuracy import groups
@@ -21,18 +23,20 @@ from edgekit.build.report import Latency
 from edgekit.build.turns import alone
 from edgekit_runtime.session import Session, Tensors
 
-__all__ = ["Clock", "is_doubtful", "joined", "measure_latencies", "race", "ratio_of"]
+__all__ = ["Clock", "joined", "measure_latencies", "race", "ratio_of"]
 
 _ROUND_S: Final = 0.004
 """A round repeats a run until it is at least this long: the clock's jitter is then nothing."""
 _SETTLED_S: Final = 0.025
-"""Where a run is shorter than this, the first of a turn does not count: it fetches weights that
+"""Where a run is shorter than this, the first of a turn do not count: they fetch weights that
 others have driven out of the caches, and on a device no other model runs in between."""
+_SETTLING_S: Final = 0.008
+"""How long those runs last, at least one: a cache that takes what another one drops fills slowly."""
 _MIN_ROUNDS: Final = 15
 """Whatever the budget, unless they take longer than there is patience for:"""
 _LEAST_ROUNDS: Final = 5
 """then so many, from which the interval of the ratio is that of all rounds."""
-_PATIENCE_S: Final = 8.0
+_PATIENCE_S: Final = 4.0
 _MAX_ROUNDS: Final = 200
 _LOOK_EVERY: Final = 15
 _PRECISE: Final = 0.01
@@ -41,7 +45,8 @@ _HOPELESS: Final = 1.2
 """So much slower than the best so far, and sure of it: no need to know it better."""
 _NEAR: Final = 1.05
 """Not slower than the best by more: these are compared with each other, too."""
-_DOUBTFUL: Final = 0.1
+_RACES: Final = 2
+"""Between sessions that are opened anew: where one's memory happens to lie stays for its life."""
 _BASELINE: Final = ""
 """The baseline's name in a race; no recipe has it."""
 _WARM_UP_RUNS: Final = 3
@@ -61,24 +66,55 @@ def measure_latencies(
     budget_s: float,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
-    """Time variants against the baseline, as many at once as memory allows: see `race`.
+    """Time variants against the baseline, as many at once as memory allows, in two races (see
+    `race`), or one where they are slow.
 
     About `budget_s` in all. Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
     names = groups(variants)
     for group in names:
-        with ExitStack() as opened:
-            reference = opened.enter_context(closing(baseline.open_by(options)))
-            sessions = {
-                name: reference  # it is not run twice
-                if variants[name] == baseline
-                else opened.enter_context(closing(variants[name].open_by(options)))
-                for name in group
-            }
-            share_s = budget_s / len(names)
-            found |= race(sessions, baseline=reference, feeds=feeds, budget_s=share_s, clock=clock)
+        race_anew = partial(
+            _race_anew,
+            {name: variants[name] for name in group},
+            baseline=baseline,
+            options=options,
+            feeds=feeds,
+            budget_s=budget_s / len(names) / _RACES,
+            clock=clock,
+        )
+        found |= race_anew()
+        if any(found[name].rounds < _MIN_ROUNDS for name in group):
+            continue  # too slow for more, and for caches to matter
+        found |= {name: joined(found[name], latency) for name, latency in race_anew().items()}
     return found
+
+
+def _race_anew(
+    variants: Mapping[str, ModelFile],
+    *,
+    baseline: ModelFile,
+    options: Options,
+    feeds: Sequence[Tensors],
+    budget_s: float,
+    clock: Clock,
+) -> dict[str, Latency]:
+    """A race between sessions of its own."""
+    with ExitStack() as opened:
+        reference = opened.enter_context(closing(baseline.open_by(options)))
+        sessions = {
+            name: reference  # it is not run twice
+            if model == baseline
+            else opened.enter_context(closing(model.open_by(options)))
+            for name, model in variants.items()
+        }
+        return race(
+            sessions,
+            baseline=reference,
+            feeds=feeds,
+            budget_s=budget_s,
+            clock=clock,
+        )
 
 
 @alone()
@@ -89,29 +125,31 @@ def race(
     feeds: Sequence[Tensors],
     budget_s: float,
     patience_s: float = _PATIENCE_S,
+    settling_s: float = _SETTLING_S,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time variants, the baseline itself may be one, in rounds in which each has its turn.
 
     About `budget_s` in all, but at least a few rounds: more of them within `patience_s` than
-    beyond. A variant leaves early once its ratio is known well (the best ones
+    beyond. What does not count of a short turn lasts `settling_s`. A variant leaves early once its ratio is known well (the best ones
     together), or is surely much worse than the best. Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
     echoes = {name for name, session in sessions.items() if session is baseline}
     racers = {
-        name: _Racer(session, feeds, clock)
+        name: _Racer(session, feeds, clock, settling_s)
         for name, session in {_BASELINE: baseline, **sessions}.items()
         if name not in echoes
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     running = list(sessions)
+    chance = random.Random(0)
     began, rounds = clock(), 0
     while running and _goes_on(rounds, clock() - began, budget_s, patience_s):
         order = [name for name in (_BASELINE, *running) if name not in echoes]
-        turn = rounds % len(order)
+        chance.shuffle(order)
         tensors = feeds[rounds % len(feeds)]
-        spent = {name: racers[name].run(tensors) for name in (*order[turn:], *order[:turn])}
+        spent = {name: racers[name].run(tensors) for name in order}
         for name in running:
             own = spent[_BASELINE] if name in echoes else spent[name]
             times[name].append((spent[_BASELINE], own))
@@ -135,20 +173,23 @@ def _goes_on(rounds: int, spent_s: float, budget_s: float, patience_s: float) ->
 class _Racer:
     """A session and how often it runs in a turn."""
 
-    def __init__(self, session: Session, feeds: Sequence[Tensors], clock: Clock) -> None:
+    def __init__(
+        self, session: Session, feeds: Sequence[Tensors], clock: Clock, settling_s: float
+    ) -> None:
         self._session, self._clock = session, clock
-        self._repeats, self._is_unsettled = 1, False
+        self._repeats, self._uncounted = 1, 0
         last, began = 0.0, clock()
         for index in range(_WARM_UP_RUNS):
             last = self.run(feeds[index % len(feeds)])
             if clock() - began > _WARM_UP_S:
                 break
         self._repeats = max(1, int(_ROUND_S / max(last, 1e-7)))
-        self._is_unsettled = last < _SETTLED_S
+        if last < _SETTLED_S:
+            self._uncounted = max(1, math.ceil(settling_s / max(last, 1e-7)))
 
     def run(self, tensors: Tensors) -> float:
         """Seconds of one run, the mean of a turn."""
-        if self._is_unsettled:
+        for _ in range(self._uncounted):
             self._session.run(tensors)
         began = self._clock()
         for _ in range(self._repeats):
@@ -178,9 +219,9 @@ def ratio_of(times: Sequence[tuple[float, float]]) -> Latency:
     """
     pairs = np.asarray(times, np.float64)
     ratios = pairs[:, 1] / np.maximum(pairs[:, 0], 1e-12)
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     resampled = np.median(
-        ratios[random.integers(0, len(ratios), (_RESAMPLES, len(ratios)))], axis=1
+        ratios[generator.integers(0, len(ratios), (_RESAMPLES, len(ratios)))], axis=1
     )
     low, high = np.quantile(resampled, [0.025, 0.975])
     return Latency(
@@ -192,19 +233,11 @@ def ratio_of(times: Sequence[tuple[float, float]]) -> Latency:
     )
 
 
-def is_doubtful(latency: Latency) -> bool:
-    """Whether it is told apart from the baseline, but by little.
-
-    Where a session's memory happens to lie, and what else a machine does, may be the same in all
-    rounds of a race: run another.
-    """
-    return (latency.is_slower or latency.is_faster) and abs(latency.ratio - 1) < _DOUBTFUL
-
-
 def joined(first: Latency, second: Latency) -> Latency:
-    """What two races say together: the first's figures, with an interval that holds both."""
-    return msgspec.structs.replace(
-        first,
+    """What two races say together: the means, and intervals that hold both."""
+    return Latency(
+        median_ms=(first.median_ms + second.median_ms) / 2,
+        ratio=(first.ratio + second.ratio) / 2,
         low=min(first.low, second.low),
         high=max(first.high, second.high),
         rounds=first.rounds + second.rounds,

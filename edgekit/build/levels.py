@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ from edgekit_runtime.session import (
 __all__ = ["Levels", "Outputs", "run_at", "run_levels"]
 
 _LOADING_S: Final = 40.0
+_LESS: Final = (Optimization.NONE, Optimization.BASIC)
 _SLOWER: Final = 20.0
 """Times that a run may take as long as with all optimizations."""
 
@@ -52,15 +54,15 @@ def run_levels(
     run_s: float,
     run: isolation.Run,
 ) -> Levels:
-    """Run `model` on all feeds, which takes `run_s` with all optimizations."""
+    """Run `model` on all feeds, which takes `run_s` with all optimizations: the levels at once."""
     bounds = isolation.limits_for(model.size_bytes, timeout_s=_LOADING_S + _SLOWER * run_s)
-    found: list[dict[int, Outputs]] = []
     remarks: list[str] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-levels-") as directory:
         files = {index: Path(directory) / f"{index}.npz" for index in feeds}
         for index, path in files.items():
             write_tensors(path, feeds[index])
-        for level in (Optimization.NONE, Optimization.BASIC):
+
+        def outputs_of(level: Optimization) -> Mapping[int, Outputs] | None:
             outputs = {index: path.with_suffix(f".{level.value}") for index, path in files.items()}
             words = {
                 "model": str(model.path),
@@ -73,10 +75,12 @@ def run_levels(
                 ran = run(step, "edgekit.build.levels:run_at", words, bounds)
             except isolation.StepFailed as error:
                 remarks.append(f"Golden vectors are without a level: {error}")
-                continue
-            if ran:
-                found.append({index: read_tensors(path) for index, path in outputs.items()})
-    return Levels(outputs=tuple(found), remarks=tuple(remarks))
+                return None
+            return {index: read_tensors(path) for index, path in outputs.items()} if ran else None
+
+        with ThreadPoolExecutor(len(_LESS)) as pool:
+            found = [outputs for outputs in pool.map(outputs_of, _LESS) if outputs is not None]
+    return Levels(outputs=tuple(found), remarks=tuple(sorted(remarks)))
 
 
 def run_at(

@@ -254,10 +254,14 @@ class Pantry:
         """How long it may take to calibrate; nothing where that is done."""
         return 0.0 if base in self._calibrations else self._calibrating_s
 
-    def observing_s(self, base: Base) -> float:
-        """How long it may take to collect moments; nothing where there are some."""
-        most_s = min(self._calibration_s * _MOMENT_SHARE, _MAKE_TIMEOUT_S / 2)
-        return 0.0 if base in self._moments else most_s
+    def rounding_s(self, base: Base) -> float:
+        """How long it may take to round weights: to collect moments, where there are none, and
+        about as long to work with them."""
+        return self._observing_s if base in self._moments else 2 * self._observing_s
+
+    @property
+    def _observing_s(self) -> float:
+        return min(self._calibration_s * _MOMENT_SHARE, _MAKE_TIMEOUT_S / 2)
 
     def moments_of(self, base: Base, model: Path) -> Path:
         """Moments of what weighted nodes read, collected when first asked for.
@@ -267,7 +271,7 @@ class Pantry:
         with self._studying:
             if base not in self._moments:
                 path = self._scratch / f"moments-{base.value}.npz"
-                most_s, began = self.observing_s(base), self._clock()
+                most_s, began = self._observing_s, self._clock()
                 files = self.samples(_MOMENT_SAMPLES, most_s=most_s)
                 arguments = {
                     "model": str(model),

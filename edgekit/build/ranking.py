@@ -67,6 +67,11 @@ class Ranking:
         self._baseline = trial
 
     @property
+    def by_time(self) -> bool:
+        """By what was timed here."""
+        return not (self.by_accuracy or self.by_size or self.goes_by_forecast)
+
+    @property
     def goes_by_forecast(self) -> bool:
         return self._forecast is not None
 
@@ -87,7 +92,7 @@ class Ranking:
 
     def doubt(self, trial: Trial) -> float:
         """How much less than its `key` says a trial may take, for all that a brief timing tells."""
-        if self.by_accuracy or self.by_size or self.goes_by_forecast or trial.latency is None:
+        if not self.by_time or trial.latency is None:
             return 0.0
         return max(0.0, trial.ratio - trial.latency.low)
 

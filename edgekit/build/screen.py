@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -71,6 +71,24 @@ class Trial:
         return self.accuracy.closeness_db if self.accuracy.closeness_db is not None else 0.0
 
 
+class _Reading:
+    """What is read, and how long that takes."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._samples = iter(samples)
+        self.last_s = self.spent_s = 0.0
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        began = time.perf_counter()
+        sample = next(self._samples)
+        self.last_s = time.perf_counter() - began
+        self.spent_s += self.last_s
+        return sample
+
+
 class Screen:
     """Samples, and what the baseline makes of them."""
 
@@ -91,18 +109,21 @@ class Screen:
         self._open: Session | None = None
         spent: list[float] = []
         kept_bytes = 0
+        reading = _Reading(samples)
         began = time.perf_counter()
-        for sample, outputs in truths.along(islice(samples, SCREENED)):
-            spent.append(time.perf_counter() - began)
+        for sample, outputs in truths.along(islice(reading, SCREENED)):
+            spent.append(time.perf_counter() - began - reading.last_s)
             kept_bytes += sum(array.nbytes for array in sample.feeds.values())
             self._kept.append((sample, outputs))
-            enough = len(self._kept) >= _LEAST and sum(spent) > _BASELINE_S
+            enough = len(self._kept) >= _LEAST and sum(spent) + reading.spent_s > _BASELINE_S
             if enough or kept_bytes > _KEPT_BYTES:
                 break
             began = time.perf_counter()
         self.sample_s = statistics.fmean(spent[1:] or spent) if spent else 0.0
-        """Seconds for reading a sample and running the baseline on it, the mean without the first,
-        which opens a session."""
+        """Seconds for running the baseline on a sample, the mean without the first, which opens a
+        session."""
+        self.reading_s = reading.spent_s / max(1, len(self._kept))
+        """The same for reading one, and those that lie between it and the one before."""
 
     @property
     def feeds(self) -> list[Tensors]:
@@ -158,6 +179,7 @@ class Screen:
                 feeds=self.feeds,
                 budget_s=_RACE_S,
                 patience_s=_RACE_PATIENCE_S,
+                settling_s=0.0,
             )
         finally:
             if self._baseline.size_bytes > _OPEN_BYTES:

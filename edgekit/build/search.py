@@ -83,21 +83,25 @@ class Search:
         }
 
     def _explore_families(self) -> None:
-        """The best family is tuned before those of which nothing more can be made are tried; time
-        is kept for them until a tuned one keeps the accuracy."""
+        """The best family is tuned before those of which nothing more can be made are tried, or
+        where size counts, no variations of as few bits; time is kept for them until a tuned one
+        keeps the accuracy."""
         simplest = [r for r in self._trials.recipes[1:] if r.varies is None]
         able = [recipe for recipe in simplest if recipe.knobs]
-        plain = [recipe for recipe in simplest if not recipe.knobs]
+        if self.ranking.by_size:
+            least = min(map(self._trials.least_bits, able), default=0.0)
+            able = [recipe for recipe in able if self._trials.least_bits(recipe) <= least]
+        others = [recipe for recipe in simplest if recipe not in able]
         # those first of which most can be made, if the time is short
         took_s = self._trials.attempt_all(sorted(able, key=lambda recipe: -len(recipe.knobs)))
-        self._trials.held_s = took_s / max(1, len(able)) * len(plain)
+        self._trials.held_s = took_s / max(1, len(able)) * len(others)
         tuned = self._tune_families(set(), most=1)
         was_cut = self.is_over()
         self._trials.held_s = 0.0
-        self._trials.attempt_all(plain)
+        self._trials.attempt_all(others)
         for parent in self._trials.best[:_PARENTS]:
             if not parent.variant.recipe.knobs:  # others' are tried when they are tuned
-                self._trials.attempt_all(self._trials.variations(parent))
+                self._trials.attempt_all(self._trials.variations(parent.variant.recipe))
         # what is over goes on where it was: nothing is made twice
         self._tune_families(set() if was_cut else tuned)
 
@@ -159,10 +163,12 @@ class Search:
 
     def _promising(self) -> list[Trial]:
         """The best, but where size counts the families that go on to the fewest bits first."""
-        key = self._trials.least_bits if self.ranking.by_size else self._family_key
-        return sorted(self._trials.best, key=key)
+        if not self.ranking.by_size:
+            return sorted(self._trials.best, key=self._family_key)
+        return sorted(self._trials.best, key=lambda t: self._trials.least_bits(t.variant.recipe))
 
     def _family_key(self, trial: Trial) -> tuple[float, ...]:
         """Of a trial for all that can be made of it: a bound of size may be kept by variations."""
-        part = self._trials.least_bits(trial) / trial.variant.recipe.bits
+        recipe = trial.variant.recipe
+        part = self._trials.least_bits(recipe) / recipe.bits
         return self.ranking.key(trial, size_part=part)

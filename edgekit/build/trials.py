@@ -42,6 +42,8 @@ class Deadlines:
     """Times by the clock after which nothing more is begun."""
 
     explore_s: float
+    refine_s: float
+    """The same where the best keeps the accuracy, so that nothing may have to be relieved."""
     relieve_s: float
     rank_s: float
 
@@ -70,6 +72,8 @@ class Trials:
         """Whether the time was over before exploring was."""
         self.held_s = 0.0
         """Of the time for exploring, what others than the next are to have."""
+        self._batch_s = 0.0
+        """How long the last recipes took that were tried together."""
         self._trials: dict[str, Trial] = {}
 
     @property
@@ -92,8 +96,9 @@ class Trials:
         now = self._clock()
         if self.is_explored:
             return now + takes_s >= ends.relieve_s
-        self.is_cut |= now >= ends.explore_s
-        return now + takes_s >= ends.explore_s - self.held_s
+        explore_s = ends.refine_s if any(map(self.ranking.is_fine, self.best[:1])) else ends.explore_s
+        self.is_cut |= now >= explore_s
+        return now + takes_s >= explore_s - self.held_s
 
     def now(self) -> float:
         """By the clock of the deadlines."""
@@ -117,14 +122,14 @@ class Trials:
     def attempt_all(self, recipes: Iterable[Recipe], *, whatever: bool = False) -> float:
         """In twos, while there is as much time left as the last two took, or `whatever` it takes;
         how many seconds that was."""
-        pending, took_s, began = list(recipes), 0.0, self._clock()
-        while pending and (whatever or not self.is_over(took_s)):
+        pending, began = list(recipes), self._clock()
+        while pending and (whatever or not self.is_over(self._batch_s)):
             batch, pending = pending[:MADE_TOGETHER], pending[MADE_TOGETHER:]
             batch_began = self._clock()
             self.kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:
                 self.attempt(recipe)
-            took_s = self._clock() - batch_began
+            self._batch_s = self._clock() - batch_began
         return self._clock() - began
 
     def turned(self, trial: Trial, *, like: Trial | None = None, **changed: object) -> Trial | None:
@@ -153,10 +158,9 @@ class Trials:
             if self.kitchen.pantry.base(Base.of(tuning)) is not None
         )
 
-    def variations(self, trial: Trial) -> list[Recipe]:
-        """Recipes that vary a trial's, or what it varies itself: those of more bits, which lose
+    def variations(self, recipe: Recipe) -> list[Recipe]:
+        """Recipes that vary this one, or what it varies itself: those of more bits, which lose
         less, first; then those that differ least."""
-        recipe = trial.variant.recipe
         parent = recipe.varies or recipe.id
         found = [r for r in self.recipes if r is not recipe and parent in (r.id, r.varies)]
         return sorted(
@@ -169,9 +173,9 @@ class Trials:
             ),
         )
 
-    def least_bits(self, trial: Trial) -> float:
+    def least_bits(self, recipe: Recipe) -> float:
         """Of its weights, or of those of its variations."""
-        return min(recipe.bits for recipe in (trial.variant.recipe, *self.variations(trial)))
+        return min(one.bits for one in (recipe, *self.variations(recipe)))
 
 
 def differ_in_ranges(one: Recipe, other: Recipe) -> bool:

@@ -56,10 +56,10 @@ class Tuner:
         is_fine = not has_ends and self._ranking.is_fine(best)
         if not is_fine:
             best = self._round(best)
-        variations, tried = self._trials.variations(trial), [best]
+        variations, tried = self._trials.variations(trial.variant.recipe), [best]
         if is_fine and self._ranking.by_size:
             variations = self._smaller(variations, best)
-        took_s = 0.0
+        took_s = self._rounding_s(best) if best.variant.tuning.is_rounded else 0.0
         while variations and not self._trials.is_over(took_s):
             began = self._trials.now()
             batch, variations = variations[:MADE_TOGETHER], variations[MADE_TOGETHER:]
@@ -90,7 +90,7 @@ class Tuner:
         recipe = start.variant.recipe
         if not recipe.knobs & {Knob.CORRECTED, Knob.RECONSTRUCTED}:
             return start
-        if self._trials.is_over(self._kitchen.pantry.observing_s(Base.of(start.variant.tuning))):
+        if self._trials.is_over(self._rounding_s(start)):
             return start
         self._trials.make_ahead(start, _ROUNDINGS)
         best = start
@@ -98,6 +98,9 @@ class Tuner:
             tuning = msgspec.structs.replace(start.variant.tuning, **changed)
             best = self._ranking.closer(best, self._trials.attempt(recipe, tuning, like=start))
         return best
+
+    def _rounding_s(self, trial: Trial) -> float:
+        return self._kitchen.pantry.rounding_s(Base.of(trial.variant.tuning))
 
     def _smaller(self, variations: list[Recipe], fine: Trial) -> list[Recipe]:
         """Those of fewer bits than one that keeps the accuracy."""

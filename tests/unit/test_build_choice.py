@@ -68,6 +68,12 @@ def test_latencies_whose_intervals_overlap_are_equal_and_the_smaller_wins() -> N
     assert chosen(candidate("a", ratio=0.50), candidate("b", ratio=0.52, size=500)) == "b"
 
 
+def test_what_intervals_do_not_tell_apart_is_equal_up_to_5_percent() -> None:
+    fast = candidate("a", ratio=0.5, spread=0.015)
+    assert chosen(fast, candidate("b", ratio=0.52, spread=0.015, size=990)) == "b"
+    assert chosen(fast, candidate("b", ratio=0.53, spread=0.05, size=990)) == "a"
+
+
 def test_latencies_within_2_percent_are_equal_however_sure_and_the_smaller_wins() -> None:
     fast = candidate("a", ratio=0.5, spread=0.0005)
     assert chosen(fast, candidate("b", ratio=0.508, spread=0.0005, size=500)) == "b"

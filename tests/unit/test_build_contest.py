@@ -113,10 +113,21 @@ def test_what_may_be_as_fast_is_run_beside_the_best() -> None:
 
 
 def test_what_a_brief_timing_does_not_tell_from_the_best_is_run_beside_it() -> None:
-    doubtful = trial("b", 0.43, size=100, spread=0.03)
+    doubtful = trial("b", 0.43, spread=0.03)
     assert Tables(trial("a", 0.4), doubtful, a=1.0, b=1.0).finals() == ["a", "b"]
-    sure = trial("b", 0.43, size=100, spread=0.001)
+    sure = trial("b", 0.43, spread=0.001)
     assert Tables(trial("a", 0.4), sure, a=1.0, b=1.0).finals() == ["a"]
+
+
+def test_smaller_one_is_run_that_another_timing_may_find_as_fast() -> None:
+    smaller = trial("b", 0.43, size=230)
+    assert Tables(trial("a", 0.4), smaller, a=1.0, b=1.0).finals() == ["a", "b"]
+    hardly = trial("b", 0.43, size=240)
+    assert Tables(trial("a", 0.4), hardly, a=1.0, b=1.0).finals() == ["a"]
+    slow = trial("b", 0.45, size=230)
+    assert Tables(trial("a", 0.4), slow, a=1.0, b=1.0).finals() == ["a"]
+    lossy = replace(smaller, accuracy=Accuracy(score=Score(value=0.98, rows=ROWS)))
+    assert Tables(trial("a", 0.4), lossy, a=1.0, b=0.98).finals() == ["a"]
 
 
 def test_next_is_run_before_more_samples_are_where_the_best_loses_too_much() -> None:

@@ -62,7 +62,7 @@ class Table:
         self.normalized = Path("unused.onnx")
         self.nodes: tuple[str, ...] = ()
         """The noisiest first."""
-        self.observes_s = self.calibrates_s = 0.0
+        self.rounds_s = self.calibrates_s = 0.0
         self.doubt = 0.0
         """To either side of a ratio."""
         self.pantry = self
@@ -75,8 +75,8 @@ class Table:
     def base(self, base: Base) -> Path:
         return self.normalized
 
-    def observing_s(self, base: Base) -> float:
-        return self.observes_s
+    def rounding_s(self, base: Base) -> float:
+        return self.rounds_s
 
     def calibrating_s(self, base: Base) -> float:
         return self.calibrates_s
@@ -125,6 +125,7 @@ def search(
     clock: Callable[[], float] = lambda: 0.0,
     **changes: Any,
 ) -> Search:
+    deadlines = Deadlines(explore_s=1.0, refine_s=1.0, relieve_s=1.0, rank_s=1.0)
     asked: dict[str, Any] = {"bounds": Bounds(max_drop=0.01), "on_target": True, "forecast": None}
     asked = {name: changes.pop(name, value) for name, value in asked.items()}
     trials = Trials(
@@ -132,7 +133,7 @@ def search(
         cast(Kitchen, table),
         cast(Screen, table),
         ranking=Ranking(objective=objective, **asked),
-        deadlines=Deadlines(explore_s=1.0, relieve_s=1.0, rank_s=1.0),
+        deadlines=changes.pop("deadlines", deadlines),
         clock=clock,
     )
     return Search(trials, progress=Silent(), **({"is_asked": False} | changes))
@@ -210,6 +211,38 @@ def test_by_size_the_smallest_comes_first() -> None:
     table = Table({"fast": (0.3, 300, 30.0), "small": (0.6, 100, 20.0)})
     found = search(table, recipe("fast"), recipe("small"), objective=Objective.SIZE)
     assert titles(found.explore()) == ["small", "fast"]
+
+
+def test_by_size_families_of_the_fewest_bits_are_tuned_before_others_are_tried() -> None:
+    figures: dict[str, Figures] = {
+        "dynamic": (0.5, 300, 30.0),
+        "dynamic/4": (0.5, 160, 30.0),
+        "static": (0.4, 310, 30.0),
+    }
+    knobs = frozenset({Knob.WIDE})
+    recipes = (
+        recipe("static", knobs=knobs | {Knob.LEVELLED}, bits=8.0),
+        recipe("dynamic", knobs=knobs, bits=8.0),
+        recipe("dynamic/4", varies="dynamic", bits=4.0),
+    )
+    search(table := Table(figures), *recipes, objective=Objective.SIZE).explore()
+    assert table.tried.index("dynamic/4") < table.tried.index("static")
+    search(table := Table(figures), *recipes).explore()
+    assert table.tried[1] == "static"
+
+
+def test_time_that_reliefs_may_need_is_used_while_the_best_keeps_the_accuracy() -> None:
+    def tried(score: float) -> list[str]:
+        table = Table({"a": (0.5, 300, 20.0), "a/2": (0.4, 300, 20.0)})
+        table.scores["a"] = score
+        late = Deadlines(explore_s=1.0, refine_s=5.0, relieve_s=9.0, rank_s=9.0)
+        recipes = recipe("a"), recipe("a/2", varies="a")
+        found = search(table, *recipes, clock=lambda: 2.0 * ("a" in table.tried), deadlines=late)
+        found.explore()
+        return table.tried
+
+    assert tried(1.0) == ["float32", "a", "a/2"]
+    assert tried(0.95) == ["float32", "a"]
 
 
 def spared_title(count: int) -> str:
@@ -398,7 +431,7 @@ def test_for_size_what_is_no_smaller_than_what_keeps_the_accuracy_is_not_tried()
 
 def test_nothing_is_rounded_where_there_is_no_time_to_observe_what_layers_read() -> None:
     table = narrow_table()
-    table.observes_s = 1.0
+    table.rounds_s = 1.0
     assert rounded(table) == []
 
 

@@ -47,6 +47,11 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Round weights so that the layer's output changes least, not to the nearest level."""
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether weights are rounded by moments of what layers read."""
+        return self.corrected or self.reconstructed
+
+    @property
     def label(self) -> str:
         """For tables: what differs from the recipe, or nothing; no two tunings share it."""
         parts = [name for name in _SWITCHES if getattr(self, name)]
