@@ -1,12 +1,14 @@
 """What it costs to run a bundle on its profile's CPU, emulated.
 
-    python benchmarks/emulation.py [--model NAME]... [--profile P] [--inputs N] [--markdown]
+    python benchmarks/emulation.py [--model NAME]... [--profile P] [--inputs N] [--chosen]
+        [--markdown]
 
 Each model, as float32, is sealed for the profile with N samples of its validation data as golden
 vectors, whose outputs onnxruntime gives on this machine; then it is emulated as `edgekit build
 --emulate` does it, from verifying the files to the verdict. `digits` is the model of
 examples/digits. "Start" is the same for a model of one product: Python, numpy, the runtime and the
-agent. The sysroot is made first where it is missing, and not counted.
+agent. With `--chosen` what a build chooses for the profile is emulated, too, on the golden vectors
+of its bundle. The sysroot is made first where it is missing, and not counted.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ import real_models
 from real_models import RealModel
 
 import edgekit_profiles
+from edgekit.build import BuildRequest, build
 from edgekit.build.data import open_data
 from edgekit.build.pack import Contents, Sealed, seal
-from edgekit.emulation import emulate, set_up
+from edgekit.emulation import Emulated, Sysroot, emulate, set_up
 from edgekit_contract.manifest import Golden, Provenance, Tolerance
 from edgekit_contract.profile import Profile, RuntimeKind
 from edgekit_converters.proof import Signature
@@ -106,6 +109,35 @@ def sealed(real: RealModel, profile: Profile, inputs: int) -> tuple[Sealed, floa
     return seal(contents, None), host_s
 
 
+def chosen(
+    real: RealModel, profile: Profile, sysroot: Sysroot, output: Path
+) -> tuple[str, dict[str, Any]]:
+    """What a build with default settings chooses for the profile, and its row."""
+    found: list[Emulated] = []
+    request = BuildRequest(
+        model=real.model,
+        profiles=(profile,),
+        name=real.name,
+        version="1.0",
+        output=output,
+        calibration=str(real.calibration) if real.calibration else None,
+        validation=str(real.validation),
+        metric=real.metric,
+    )
+    result = build(request, gate=lambda _, sealed: found.append(emulate(sealed, profile, sysroot)))
+    report, bundle = result.built[0].report, result.built[0].bundle.path
+    return f"{real.name}, {report.chosen}", _row(found[0], bundle.stat().st_size)
+
+
+def _row(told: Emulated, size_bytes: int) -> dict[str, Any]:
+    return {
+        "bytes": size_bytes,
+        "inputs": told.vectors,
+        "emulated_s": told.seconds,
+        "emulated_cpu_s": told.cpu_s,
+    }
+
+
 def one_product(directory: Path) -> RealModel:
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -124,7 +156,9 @@ def one_product(directory: Path) -> RealModel:
     return RealModel(name="start", model=model, calibration=None, validation=data)
 
 
-def measure(names: list[str], profile: Profile, inputs: int) -> dict[str, Any]:
+def measure(
+    names: list[str], profile: Profile, inputs: int, *, with_chosen: bool
+) -> dict[str, Any]:
     """Seconds by model; "start" first."""
     sysroot = set_up(profile, say=lambda what: print(f"{what} ...", file=sys.stderr))
     found = {}
@@ -138,15 +172,11 @@ def measure(names: list[str], profile: Profile, inputs: int) -> dict[str, Any]:
             if name == "start":
                 emulate(bundle, profile, sysroot)  # leaves Python's bytecode and the page cache
             told = emulate(bundle, profile, sysroot)
-            found[name] = {
-                "model_bytes": real.model.stat().st_size,
-                "inputs": told.vectors,
-                "emulated_s": told.seconds,
-                "emulated_cpu_s": told.cpu_s,
-                "host_s": host_s,
-            }
-    core = told.core
-    return {"profile": profile.name, "core": core, "runtime": told.runtime, "models": found}
+            found[name] = _row(told, real.model.stat().st_size) | {"host_s": host_s}
+            if with_chosen and name != "start":
+                title, row = chosen(real, profile, sysroot, Path(directory) / f"{name}-chosen")
+                found[title] = row
+    return {"profile": profile.name, "core": told.core, "runtime": told.runtime, "models": found}
 
 
 def markdown(results: Mapping[str, Any]) -> None:
@@ -154,9 +184,10 @@ def markdown(results: Mapping[str, Any]) -> None:
     print("| model | MB | inputs | emulated s | CPU s | this machine s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, row in results["models"].items():
+        here = f"{row['host_s']:.2f}" if "host_s" in row else ""
         print(
-            f"| {name} | {row['model_bytes'] / 1e6:.1f} | {row['inputs']} "
-            f"| {row['emulated_s']:.1f} | {row['emulated_cpu_s']:.1f} | {row['host_s']:.2f} |"
+            f"| {name} | {row['bytes'] / 1e6:.1f} | {row['inputs']} "
+            f"| {row['emulated_s']:.1f} | {row['emulated_cpu_s']:.1f} | {here} |"
         )
 
 
@@ -165,10 +196,12 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=sorted(MODELS))
     parser.add_argument("--profile", default="raspberry-pi-4")
     parser.add_argument("--inputs", type=int, default=20)
+    parser.add_argument("--chosen", action="store_true", help="what builds choose, too")
     parser.add_argument("--markdown", action="store_true", help="print the table of the docs")
     given = parser.parse_args()
     names = given.model or [name for name in MODELS if name != "digits"]
-    results = measure(names, edgekit_profiles.load(given.profile), given.inputs)
+    profile = edgekit_profiles.load(given.profile)
+    results = measure(names, profile, given.inputs, with_chosen=given.chosen)
     if given.markdown:
         markdown(results)
     else:

@@ -32,9 +32,12 @@ _LATENCY_S: Final = 1.0
 _LATENCY_FEEDS: Final = 4
 
 _SELECTION_SHARE: Final = 1 / 15
-"""Of the search time, what the selection may take with two variants, or `_LEAST_SELECTION_S`: beyond
-`_LEAST_SELECTED` samples no more are looked at, or the search would see few variants. What is held
-out is run whole."""
+"""Of the search time, what the selection may take with two variants, or `_LEAST_SELECTION_S`:
+beyond `_LEAST_SELECTED` samples no more are looked at, or the search would see few variants. What
+is held out is run whole."""
+_MOST_SELECTION_SHARE: Final = 1 / 10
+"""The same for `_WANTED` samples: that many tell a loss of none or one from more than a point."""
+_WANTED: Final = 200
 _LEAST_SELECTION_S: Final = 1.0
 _BESIDE: Final = 1.9
 """Times its own time that float32 takes with variants beside it."""
@@ -58,7 +61,7 @@ class Bench:
         self.truth, self.metric = truth, metric
         self._split = Split(samples=count)
         self._series, self._progress = samples, progress
-        self._selection_s = max(_LEAST_SELECTION_S, search_time_s * _SELECTION_SHARE)
+        self._search_time_s = search_time_s
         self._most: int | None = None
         self._sample_s = self._pass_s = 0.0
         self._truths = {part: Truths(truth) for part in (0, 1)}
@@ -129,15 +132,26 @@ class Bench:
         self._sample_s = screen.sample_s
         self._pass_s = screen.reading_s * min(SCREENED, self._split.selected)
         if self._most is None:
-            left_s = max(0.0, self._selection_s - self._pass_s) / _BESIDE
-            self._most = max(_LEAST_SELECTED, int(left_s / max(screen.sample_s, 1e-9)))
+            most = self._samples_in(self._search_time_s * _MOST_SELECTION_SHARE)
+            usual = self._samples_in(self._search_time_s * _SELECTION_SHARE)
+            self._most = max(_LEAST_SELECTED, usual, min(_WANTED, most))
         return screen
+
+    def _samples_in(self, seconds: float) -> int:
+        """How many samples float32 and two variants run in so long, or in `_LEAST_SELECTION_S`."""
+        left_s = max(seconds, _LEAST_SELECTION_S) - self._pass_s
+        return int(max(0.0, left_s) / max(self._sample_s * _BESIDE, 1e-9))
 
     @property
     def selection_s(self) -> float:
         """About how long `accuracies` of the first variants will take, when there has been a
         screen."""
         return self._pass_s + self._sample_s * self.looked_at * _BESIDE
+
+    @property
+    def closer_s(self) -> float:
+        """The same after `look_closer`."""
+        return self.selection_s * _CLOSER
 
     @property
     def held_out_s(self) -> float:

@@ -18,12 +18,12 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
-from edgekit.build.choice import Bounds, NothingFits, is_tolerable, settle, time_on_device
+from edgekit.build.choice import Bounds, NothingFits, settle, time_on_device
+from edgekit.build.finals import Finals
 from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
-from edgekit.build.ranking import Ranking
 from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
@@ -35,21 +35,7 @@ from edgekit_converters.quantization.sensitivity import NodeNoise
 
 __all__ = ["Contest", "Verdict"]
 
-_FINALISTS: Final = 16
-_TOGETHER: Final = 2
-_REACH: Final = 0.03
-"""What screening may be wrong by: so much behind what holds, one may still be ahead of it."""
-_REACH_OF_SMALLER: Final = 0.1
-"""The same for one that is smaller by `_SMALLER`, so that it need only be as fast: how fast a
-machine runs what fills its caches varies so much from one brief timing to the next."""
-_SMALLER: Final = 0.05
-_REACH_OF_FORECASTS: Final = 1.0
-"""The same, as a part, where times are estimates."""
 _CONTENDERS: Final = 4
-_CLOSE: Final = 2.0
-"""Times the loss that is allowed: more samples may show that it is less."""
-_MARGIN: Final = 0.7
-"""Of what may be lost: what a relief aims at."""
 _LATENCY_SHARE: Final = 0.15
 """Of the search time, for full latencies."""
 _TIE_SHARE: Final = 0.03
@@ -91,14 +77,21 @@ class Contest:
     def hold(self, search: Search) -> Verdict:
         """Errors: `NothingFits`."""
         with closing(search):
-            ranked = self._ranked(search)
-        baseline = ranked[0]
-        accuracies = self._accuracies(ranked)
+            pending = search.explore()
+            baseline = search.trials[0]
+            if baseline.failure is not None:
+                raise Refused(
+                    f"the model itself cannot be measured ({baseline.failure}): check model and "
+                    "data."
+                )
+            finals = Finals(search, self.bench, self.bounds)
+            ranked = [baseline, *finals.hold(pending)]
+        accuracies = self.bench.accuracies([trial.variant for trial in ranked])
         # what cannot be chosen for its accuracy is not timed
         worth = [
             trial.variant
             for trial in ranked
-            if trial is baseline or self._is_tolerable(baseline, trial, margin=False)
+            if trial is baseline or finals.is_tolerable(trial, margin=False)
         ]
         latencies = self.bench.latencies(
             worth,
@@ -130,16 +123,6 @@ class Contest:
             peak_ram_bytes=peak,
             contenders=_contenders(judged, ranked),
         )
-
-    def _ranked(self, search: Search) -> list[Trial]:
-        """The baseline, and what is worth full figures."""
-        pending = list(search.explore())
-        baseline = search.trials[0]
-        if baseline.failure is not None:
-            raise Refused(
-                f"the model itself cannot be measured ({baseline.failure}): check model and data."
-            )
-        return [baseline, *self._finals(search, baseline, pending)]
 
     def _held_out(
         self, search: Search, winner: Variant, baseline: Variant
@@ -183,113 +166,12 @@ class Contest:
         except NothingFits as error:
             raise NothingFits(f"{self.plan.profile.name}: {error}") from error
 
-    def _accuracies(self, trials: Sequence[Trial]) -> dict[str, Accuracy]:
-        return self.bench.accuracies([t.variant for t in trials])
-
-    def _finals(self, search: Search, baseline: Trial, pending: list[Trial]) -> list[Trial]:
-        """Those with full accuracy: in the order of the objective, until what is left cannot win.
-
-        One that loses too much is relieved, and takes its place anew among those to come.
-        """
-        tried: list[Trial] = []
-        held: Trial | None = None
-        """The best that keeps the accuracy."""
-        is_held = has_looked = False
-        """Whether one does, if with no margin; and whether that was looked at on more
-        samples, which is done once."""
-        while pending and len(tried) < _FINALISTS and not (search.is_over() and is_held):
-            if not is_held and search.is_over(self.bench.selection_s):
-                # nothing can be relieved after it, so those first that may nearly hold as they are
-                pending.sort(key=lambda trial: not search.ranking.is_mendable(trial))
-            batch = self._next(search, baseline, pending)
-            pending = pending[len(batch) :]
-            tried += batch
-            is_first = held is None and not has_looked
-            if is_first and not search.is_over() and self._is_close(baseline, batch):
-                has_looked = True
-                self.bench.look_closer()
-                self._accuracies([baseline, *batch])
-            relieved: Trial | None = None
-            for trial in batch:
-                fine = self._is_tolerable(baseline, trial)
-                is_held |= self._is_tolerable(baseline, trial, margin=False)
-                if fine and search.ranking.is_within(trial):
-                    held = min(held or trial, trial, key=search.ranking.key)
-                if fine or (relieved and not _is_rival(trial, batch[0], search.ranking)):
-                    continue  # it could not win against what the better one becomes
-                if held is not None and _near(pending, held, search.ranking):
-                    continue  # one holds, and others may without
-                relieved = search.relieve(trial, part=self._bearable(baseline, trial))
-                known = {one.title for one in (*tried, *pending)}
-                if relieved and relieved.failure is None and relieved.title not in known:
-                    pending = sorted([relieved, *pending], key=search.ranking.key)
-            if held is not None:
-                pending = [] if search.is_over() else _near(pending, held, search.ranking)
-        return tried
-
-    def _next(self, search: Search, baseline: Trial, pending: Sequence[Trial]) -> list[Trial]:
-        """The best, with full accuracy, and the next beside it, unless the best holds and the other
-        could not win against it."""
-        best, *others = pending[:_TOGETHER]
-        rivals = [other for other in others if _is_rival(other, best, search.ranking)]
-        batch = [best, *(others if search.is_over() else rivals)]
-        self._accuracies([baseline, *batch])
-        if not self._is_tolerable(baseline, best):
-            batch = [best, *others]
-            self._accuracies([baseline, *batch])
-        return batch
-
-    def _bearable(self, baseline: Trial, trial: Trial) -> float:
-        """What part of its noise may be left for a trial to lose no more than is allowed, with a
-        margin, if the loss follows the noise."""
-        found = self._accuracies([baseline, trial])
-        truth, score = found[baseline.title].score, found[trial.title].score
-        if truth is None or score is None or score.value >= truth.value:
-            return _MARGIN
-        return _MARGIN * min(1.0, self.bounds.max_drop / (truth.value - score.value))
-
-    def _is_close(self, baseline: Trial, batch: Sequence[Trial]) -> bool:
-        """Whether more samples may tell that one of them keeps the accuracy, and none does yet."""
-        if any(self._is_tolerable(baseline, trial) for trial in batch):
-            return False
-        return any(
-            self._is_tolerable(baseline, trial, margin=False, allowance=_CLOSE) for trial in batch
-        )
-
-    def _is_tolerable(
-        self, baseline: Trial, trial: Trial, *, margin: bool = True, allowance: float = 1.0
-    ) -> bool:
-        found = self._accuracies([baseline, trial])
-        return found[trial.title].failure is None and is_tolerable(
-            found[baseline.title].score,
-            found[trial.title].score,
-            self.bounds.max_drop * allowance,
-            margin=margin,
-        )
-
     def _skipped(self, untried: Mapping[str, str]) -> tuple[Candidate, ...]:
         reasons = {**untried, **{s.recipe: s.reason for s in self.plan.skipped}}
         return tuple(
             Candidate(recipe=recipe, outcome=Outcome.SKIPPED, reason=reason)
             for recipe, reason in reasons.items()
         )
-
-
-def _near(pending: Sequence[Trial], held: Trial, ranking: Ranking) -> list[Trial]:
-    """Those that may be ahead of one that holds."""
-    return [trial for trial in pending if _is_rival(trial, held, ranking)]
-
-
-def _is_rival(trial: Trial, best: Trial, ranking: Ranking) -> bool:
-    """Whether it may be ahead of one that comes before it, for all that screening can tell."""
-    over, key = ranking.key(trial)[:2]
-    best_over, best_key = ranking.key(best)[:2]
-    reach = _REACH
-    if ranking.goes_by_forecast:
-        reach = _REACH_OF_FORECASTS
-    elif ranking.by_time and trial.size_bytes < best.size_bytes * (1 - _SMALLER):
-        reach = _REACH_OF_SMALLER if ranking.is_fine(trial) else _REACH
-    return (over, key - ranking.doubt(trial)) <= (best_over, best_key + abs(best_key) * reach)
 
 
 def _contenders(judged: Sequence[Candidate], ranked: Sequence[Trial]) -> tuple[Variant, ...]:

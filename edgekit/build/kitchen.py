@@ -158,8 +158,9 @@ class Kitchen:
             return failed(failure=why)
         title = tuning.title_of(recipe.id)
         try:
-            ranges = self.pantry.ranges_of(recipe.needs.estimator, Base.of(tuning), start)
-            moments = str(self.pantry.moments_of(Base.of(tuning), start)) if tuning.is_rounded else None
+            base = Base.of(tuning)
+            ranges = self.pantry.ranges_of(recipe.needs.estimator, base, start)
+            moments = str(self.pantry.moments_of(base, start)) if tuning.is_rounded else None
             arguments = {
                 "recipe": recipe.id,
                 "tuning": msgspec.to_builtins(tuning),

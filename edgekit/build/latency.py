@@ -31,7 +31,7 @@ _SETTLED_S: Final = 0.025
 """Where a run is shorter than this, the first of a turn do not count: they fetch weights that
 others have driven out of the caches, and on a device no other model runs in between."""
 _SETTLING_S: Final = 0.008
-"""How long those runs last, at least one: a cache that takes what another one drops fills slowly."""
+"""How long those runs last, at least one: a cache of what another one drops fills slowly."""
 _MIN_ROUNDS: Final = 15
 """Whatever the budget, unless they take longer than there is patience for:"""
 _LEAST_ROUNDS: Final = 5
@@ -131,8 +131,10 @@ def race(
     """Time variants, the baseline itself may be one, in rounds in which each has its turn.
 
     About `budget_s` in all, but at least a few rounds: more of them within `patience_s` than
-    beyond. What does not count of a short turn lasts `settling_s`. A variant leaves early once its ratio is known well (the best ones
-    together), or is surely much worse than the best. Errors: `Refused` where one does not run.
+    beyond. What does not count of a short turn lasts `settling_s`. A variant leaves early once its
+    ratio is known well (the best ones together), or is surely much worse than the best.
+
+    Errors: `Refused` where one does not run.
     """
     found: dict[str, Latency] = {}
     echoes = {name for name, session in sessions.items() if session is baseline}

@@ -156,6 +156,13 @@ class Ranking:
             self.baseline.accuracy.score, trial.accuracy.score, self._bounds.max_drop
         )
 
+    def is_sure(self, trial: Trial) -> bool:
+        """Whether even the low end of its interval does."""
+        score, truth = trial.accuracy.score, self.baseline.accuracy.score
+        if score is None or truth is None or score.low is None:
+            return self.is_fine(trial)
+        return truth.value - score.low <= self._bounds.max_drop
+
     def is_mendable(self, trial: Trial) -> bool:
         """Whether other rounding may bring it to lose no more than is allowed."""
         return trial.failure is None and is_tolerable(

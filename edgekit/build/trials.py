@@ -43,7 +43,7 @@ class Deadlines:
 
     explore_s: float
     refine_s: float
-    """The same where the best keeps the accuracy, so that nothing may have to be relieved."""
+    """The same where the best surely keeps the accuracy, so that nothing has to be relieved."""
     relieve_s: float
     rank_s: float
 
@@ -96,7 +96,8 @@ class Trials:
         now = self._clock()
         if self.is_explored:
             return now + takes_s >= ends.relieve_s
-        explore_s = ends.refine_s if any(map(self.ranking.is_fine, self.best[:1])) else ends.explore_s
+        is_sure = any(map(self.ranking.is_sure, self.best[:1]))
+        explore_s = ends.refine_s if is_sure else ends.explore_s
         self.is_cut |= now >= explore_s
         return now + takes_s >= explore_s - self.held_s
 

@@ -59,7 +59,9 @@ class Tuner:
         variations, tried = self._trials.variations(trial.variant.recipe), [best]
         if is_fine and self._ranking.by_size:
             variations = self._smaller(variations, best)
-        took_s = self._rounding_s(best) if best.variant.tuning.is_rounded else 0.0
+        # with other ranges the same weights are rounded in no time
+        is_slow = best.variant.tuning.is_rounded and not has_ends
+        took_s = self._rounding_s(best) if is_slow else 0.0
         while variations and not self._trials.is_over(took_s):
             began = self._trials.now()
             batch, variations = variations[:MADE_TOGETHER], variations[MADE_TOGETHER:]

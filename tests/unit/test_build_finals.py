@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
 from edgekit.build.choice import Bounds
-from edgekit.build.contest import Contest
+from edgekit.build.finals import Finals
 from edgekit.build.kitchen import Variant
-from edgekit.build.plan import ProfilePlan
 from edgekit.build.ranking import Ranking
 from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
-from edgekit.build.turns import Turns
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.recipes.recipe import Needs, Recipe
 
@@ -51,11 +49,12 @@ class Tables:
         self.scores = {"float32": 1.0, **scores}
         self.reliefs: dict[str, Trial] = {}
         self.over = False
-        self.left_s = self.selection_s = 10.0
+        self.left_s = self.selection_s = self.closer_s = 10.0
         self.ranking = Ranking(
             objective=Objective.LATENCY, bounds=Bounds(max_drop=0.01), on_target=True
         )
-        self.ranking.baseline = self.baseline = trial("float32", 1.0, size=1000)
+        self.ranking.baseline = trial("float32", 1.0, size=1000)
+        self.trials = (self.ranking.baseline,)
         self.passes: list[list[str]] = []
         self.asked: list[str] = []
         self.parts: list[float] = []
@@ -84,19 +83,8 @@ class Tables:
         return self.reliefs.get(tried.title)
 
     def finals(self) -> list[str]:
-        values: dict[str, Any] = {
-            "plan": cast(ProfilePlan, None),
-            "bench": cast(Bench, self),
-            "options": {},
-            "objective": Objective.LATENCY,
-            "bounds": Bounds(max_drop=0.01),
-            "on_target": True,
-            "turns": cast(Turns, None),
-            "search_time_s": 60.0,
-            "peak_ram_bytes": lambda variant: 0,
-        }
-        found = Contest(**values)._finals(cast(Search, self), self.baseline, self.pending)
-        return [one.title for one in found]
+        finals = Finals(cast(Search, self), cast(Bench, self), Bounds(max_drop=0.01))
+        return [one.title for one in finals.hold(self.pending)]
 
 
 def test_what_cannot_win_against_the_best_is_not_run_beside_it() -> None:
@@ -157,9 +145,21 @@ def test_nothing_is_relieved_beside_one_that_holds_while_others_may_hold_without
     tables.reliefs = {"b": trial("never", 0.41)}
     assert tables.finals() == ["a", "b", "c"] and tables.asked == []
     tables = Tables(trial("a", 0.4), trial("b", 0.405), trial("c", 0.9), a=1.0, b=0.9, c=1.0)
-    tables.reliefs = {"b": trial("mended", 0.41)}
-    tables.scores["mended"] = 1.0
-    assert tables.finals() == ["a", "b", "mended"] and tables.asked == ["b"]
+    assert tables.finals() == ["a", "b"] and tables.asked == []
+    tables = Tables(trial("a", 0.4), trial("b", 0.5), trial("c", 0.9), a=0.9, b=1.0, mended=1.0)
+    tables.reliefs = {"a": trial("mended", 0.45)}
+    assert tables.finals() == ["a", "b", "mended"] and tables.asked == ["a"]
+
+
+def test_none_is_relieved_before_others_were_run_that_are_as_fast() -> None:
+    pending = [trial(name, 0.4 + place / 1000) for place, name in enumerate("abcd")]
+    tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=1.0)
+    tables.reliefs = {"a": trial("never", 0.42)}
+    assert tables.finals() == ["a", "b", "c", "d"] and tables.asked == []
+    tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=0.9, mended=1.0)
+    tables.reliefs = {"a": trial("mended", 0.42)}
+    assert tables.finals() == ["a", "b", "c", "d", "mended"]
+    assert tables.asked[0] == "a"
 
 
 def test_slower_one_is_relieved_where_the_faster_cannot_be() -> None:
@@ -184,3 +184,19 @@ def test_when_time_is_over_two_are_run_at_a_time_until_one_holds() -> None:
     tables.over = True
     assert tables.finals() == ["a", "b", "c", "d"]
     assert tables.passes == [["float32", "a", "b"], ["c", "d"]]
+
+
+def test_when_time_is_over_the_smallest_that_is_hardly_slower_is_run_beside_the_best() -> None:
+    pending = [trial("b", 0.94), trial("c", 0.95, size=120), trial("d", 0.98, size=60)]
+    tables = Tables(trial("a", 0.4), *pending, a=0.9, b=1.0, c=1.0, d=1.0)
+    tables.over = True
+    assert tables.finals() == ["a", "c"]
+    assert tables.passes == [["float32", "a", "c"]]
+
+
+def test_best_is_relieved_where_there_is_no_time_to_look_closer() -> None:
+    tables = Tables(trial("a", 0.4), trial("b", 0.9), a=0.985, b=0.95, mended=1.0)
+    tables.reliefs = {"a": trial("mended", 0.42)}
+    tables.closer_s = 30.0
+    assert tables.finals() == ["a", "b", "mended"]
+    assert tables.closer == 0 and tables.asked == ["a"]
