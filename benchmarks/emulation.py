@@ -31,6 +31,7 @@ import edgekit_profiles
 from edgekit.build import BuildRequest, build
 from edgekit.build.data import open_data
 from edgekit.build.pack import Contents, Sealed, seal
+from edgekit.build.report import Outcome
 from edgekit.emulation import Emulated, Sysroot, emulate, set_up
 from edgekit_contract.manifest import Golden, Provenance, Tolerance
 from edgekit_contract.profile import Profile, RuntimeKind
@@ -125,8 +126,9 @@ def chosen(
         metric=real.metric,
     )
     result = build(request, gate=lambda _, sealed: found.append(emulate(sealed, profile, sysroot)))
-    report, bundle = result.built[0].report, result.built[0].bundle.path
-    return f"{real.name}, {report.chosen}", _row(found[0], bundle.stat().st_size)
+    report = result.built[0].report
+    size = next(c.size_bytes for c in report.candidates if c.outcome is Outcome.CHOSEN)
+    return f"{real.name}, {report.chosen}", _row(found[0], size or 0)
 
 
 def _row(told: Emulated, size_bytes: int) -> dict[str, Any]:

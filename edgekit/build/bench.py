@@ -146,19 +146,19 @@ class Bench:
     def selection_s(self) -> float:
         """About how long `accuracies` of the first variants will take, when there has been a
         screen."""
-        return self._pass_s + self._sample_s * self.looked_at * _BESIDE
+        return self._takes_s(self.looked_at)
 
     @property
     def closer_s(self) -> float:
         """The same after `look_closer`."""
-        return self.selection_s * _CLOSER
+        return self._takes_s(min(self._split.selected, self.looked_at * _CLOSER))
 
     @property
     def held_out_s(self) -> float:
         """About how long `held_out` will take, when there has been a screen."""
-        if not self.holds_out:
-            return 0.0
-        count = self.samples - self._split.selected
+        return self._takes_s(self.samples - self._split.selected) if self.holds_out else 0.0
+
+    def _takes_s(self, count: int) -> float:
         return self._pass_s + self._sample_s * count * _BESIDE
 
     def _spread(self, most: int | None) -> Iterator[Sample]:

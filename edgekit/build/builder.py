@@ -64,13 +64,13 @@ _TRIALS_SHARE: Final = 0.82
 """Of the search time that is left when calibration is done, full figures of the first aside: until
 when trials begin."""
 _REFINING_SHARE: Final = 0.88
-"""The same where one keeps the accuracy."""
+"""The same where the best surely keeps the accuracy."""
 _RELIEF_SHARE: Final = 0.95
 """The same for reliefs, full figures included; latencies come after."""
 _TIMING_SHARE: Final = {Objective.LATENCY: 0.08, Objective.ACCURACY: 0.08, Objective.SIZE: 0.05}
-"""Of the search time: for latencies in full."""
+"""Of the search time, divided by profiles: what latencies in full take as a rule."""
 _PACKING_SHARE: Final = 0.07
-"""The same for golden vectors and the bundle."""
+"""Of the search time: for golden vectors and the bundle."""
 _RANKING_S: Final = 3.0
 """What ranking the nodes for the report takes, as a rule, beside what is held out."""
 _PACKING_BYTES: Final = limits.MIB // 2
@@ -371,13 +371,13 @@ class _Build:
                 f"({baseline.failure}): choose a profile with {source.kind.value}, or change the "
                 "model."
             )
-        profiles = self._plan.profiles
+        request, profiles = self._request, self._plan.profiles
         screen = bench.screen(baseline, options)
         now = self._turns.now()
-        request = self._request
-        left_s = self._ends - now - bench.held_out_s
-        left_s -= request.search_time_s * (_TIMING_SHARE[request.objective] + _PACKING_SHARE)
-        slice_s = max(0.0, left_s) / (len(profiles) - profiles.index(plan))
+        timing_s = request.search_time_s * _TIMING_SHARE[request.objective] / len(profiles)
+        left_s = self._ends - now - bench.held_out_s - request.search_time_s * _PACKING_SHARE
+        left_s /= len(profiles) - profiles.index(plan)
+        slice_s = max(0.0, left_s - timing_s)
         trials_s = slice_s - min(bench.selection_s, slice_s / 2)
         trials = Trials(
             plan.recipes,

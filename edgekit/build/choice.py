@@ -226,11 +226,12 @@ def _fastest(able: Sequence[Candidate]) -> list[Candidate]:
     """Those that nothing tells from the fastest, unless one that is hardly slower, and still faster
     than the baseline, is smaller by enough to be worth that."""
     fastest = min(able, key=_speed)
-    edge = 1.0
+    edge = most = 1.0
     if fastest.latency and _speed(fastest) < 1:
-        edge = max(fastest.latency.high, fastest.latency.ratio * (1 + NOTICEABLE))
-    unsure = max(edge, min(1 - NOTICEABLE, _speed(fastest) * _UNSURE))
-    equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= unsure)]
+        hardly = fastest.latency.ratio * (1 + NOTICEABLE)
+        edge = max(fastest.latency.high, hardly)
+        most = max(hardly, min(1 - NOTICEABLE, fastest.latency.ratio * _UNSURE))
+    equal = [c for c in able if c is fastest or (_low(c) <= edge and _speed(c) <= most)]
     limit = _speed(fastest) * _HARDLY_SLOWER
     cost = {
         c.title: _size(c) * (_speed(c) / _speed(fastest)) ** _TIME_TO_SIZE

@@ -36,8 +36,8 @@ from edgekit_converters.quantization.sensitivity import NodeNoise
 __all__ = ["Contest", "Verdict"]
 
 _CONTENDERS: Final = 4
-_LATENCY_SHARE: Final = 0.15
-"""Of the search time, for full latencies."""
+_LATENCY_SHARE: Final = 0.1
+"""Of the search time, for full latencies at most."""
 _TIE_SHARE: Final = 0.03
 """The same where they only break ties."""
 

@@ -100,10 +100,10 @@ class Finals:
         return batch
 
     def _substitute(self) -> list[Trial]:
-        """Of those after the best that seem to keep the accuracy the smallest that is hardly slower
-        than the first of them."""
+        """Of those after the best that seem to keep the accuracy the first, or a smaller one that
+        is hardly worse than it in what is asked for."""
         fine = [trial for trial in self._pending[1:] if self._ranking.is_fine(trial)]
-        near = [trial for trial in fine if self._is_rival(trial, fine[0], smaller=_REACH)]
+        near = [trial for trial in fine if self._is_ahead(trial, fine[0], _REACH)]
         return [min(near, key=lambda trial: trial.size_bytes)] if near else []
 
     def _is_close(self, batch: Sequence[Trial]) -> bool:
@@ -128,26 +128,31 @@ class Finals:
                 losing.append(trial)
             elif self._ranking.is_within(trial):
                 self._held = min(self._held or trial, trial, key=self._ranking.key)
-        if self._held is None:
-            losing += self._postponed
+        losing += self._postponed
         self._postponed = []
         return sorted(losing, key=self._ranking.key)
 
     def _relieve(self, losing: Sequence[Trial]) -> None:
-        relieved: Trial | None = None
+        """Relieve the best, and one beside it that is as fast; later those that others to come, or
+        one that holds, may make needless."""
+        relieved: list[Trial] = []
+        # what is relieved after another pass must still be in time
+        has_time = not self._search.is_over(self._bench.selection_s)
         for trial in losing:
-            if relieved and not self._is_rival(trial, losing[0]):
-                continue  # it could not win against what the better one becomes
+            if self._held is not None and self._is_rival(self._held, trial):
+                continue  # one that is as fast holds without
             near = self._near(self._held or trial)
-            if self._held is not None and (near or self._is_rival(self._held, trial)):
-                continue  # one that is as fast holds, or others may, without
-            if any(map(self._ranking.is_fine, near)):
+            if has_time and any(map(self._ranking.is_fine, near)):
                 self._postponed.append(trial)
                 continue
-            relieved = self._search.relieve(trial, part=self._bearable(trial))
-            known = {one.title for one in (*self._tried, *self._pending)}
-            if relieved and relieved.failure is None and relieved.title not in known:
-                self._pending = sorted([relieved, *self._pending], key=self._ranking.key)
+            if relieved and not self._is_rival(trial, losing[0]):
+                continue  # it could not win against what the better one becomes
+            if len(relieved) < _TOGETHER:
+                one = self._search.relieve(trial, part=self._bearable(trial))
+                relieved += [one] if one is not None else []
+        known = {one.title for one in (*self._tried, *self._pending)}
+        new = [one for one in relieved if one.failure is None and one.title not in known]
+        self._pending = sorted([*new, *self._pending], key=self._ranking.key)
 
     def _bearable(self, trial: Trial) -> float:
         """What part of its noise may be left for a trial to lose no more than is allowed, with a
@@ -162,13 +167,18 @@ class Finals:
         """Those to come that may be ahead of one."""
         return [trial for trial in self._pending if self._is_rival(trial, held)]
 
-    def _is_rival(self, trial: Trial, best: Trial, *, smaller: float = _REACH_OF_SMALLER) -> bool:
+    def _is_rival(self, trial: Trial, best: Trial) -> bool:
         """Whether it may be ahead of one that comes before it, for all that screening can tell."""
         ranking, reach = self._ranking, _REACH
         if ranking.goes_by_forecast:
             reach = _REACH_OF_FORECASTS
         elif ranking.by_time and trial.size_bytes < best.size_bytes * (1 - _SMALLER):
-            reach = smaller if ranking.is_fine(trial) else _REACH
-        over, key = ranking.key(trial)[:2]
-        best_over, best_key = ranking.key(best)[:2]
-        return (over, key - ranking.doubt(trial)) <= (best_over, best_key + abs(best_key) * reach)
+            reach = _REACH_OF_SMALLER if ranking.is_fine(trial) else _REACH
+        return self._is_ahead(trial, best, reach)
+
+    def _is_ahead(self, trial: Trial, best: Trial, reach: float) -> bool:
+        """Whether it is ahead of another, or behind it by no more than a part of it."""
+        over, key = self._ranking.key(trial)[:2]
+        best_over, best_key = self._ranking.key(best)[:2]
+        edge = best_key + abs(best_key) * reach
+        return (over, key - self._ranking.doubt(trial)) <= (best_over, edge)

@@ -69,10 +69,12 @@ def measure_latencies(
     """Time variants against the baseline, as many at once as memory allows, in two races (see
     `race`), or one where they are slow.
 
-    About `budget_s` in all. Errors: `Refused` where one does not run.
+    About `budget_s` in all, or what the fewest rounds of each race take. Errors: `Refused` where
+    one does not run.
     """
     found: dict[str, Latency] = {}
     names = groups(variants)
+    chance = random.Random(0)
     for group in names:
         race_anew = partial(
             _race_anew,
@@ -81,6 +83,7 @@ def measure_latencies(
             options=options,
             feeds=feeds,
             budget_s=budget_s / len(names) / _RACES,
+            chance=chance,
             clock=clock,
         )
         found |= race_anew()
@@ -97,6 +100,7 @@ def _race_anew(
     options: Options,
     feeds: Sequence[Tensors],
     budget_s: float,
+    chance: random.Random,
     clock: Clock,
 ) -> dict[str, Latency]:
     """A race between sessions of its own."""
@@ -113,6 +117,7 @@ def _race_anew(
             baseline=reference,
             feeds=feeds,
             budget_s=budget_s,
+            chance=chance,
             clock=clock,
         )
 
@@ -126,6 +131,7 @@ def race(
     budget_s: float,
     patience_s: float = _PATIENCE_S,
     settling_s: float = _SETTLING_S,
+    chance: random.Random | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time variants, the baseline itself may be one, in rounds in which each has its turn.
@@ -145,7 +151,7 @@ def race(
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     running = list(sessions)
-    chance = random.Random(0)
+    chance = chance or random.Random(0)
     began, rounds = clock(), 0
     while running and _goes_on(rounds, clock() - began, budget_s, patience_s):
         order = [name for name in (_BASELINE, *running) if name not in echoes]

@@ -78,8 +78,11 @@ def run_levels(
                 return None
             return {index: read_tensors(path) for index, path in outputs.items()} if ran else None
 
-        with ThreadPoolExecutor(len(_LESS)) as pool:
+        pool = ThreadPoolExecutor(len(_LESS))
+        try:
             found = [outputs for outputs in pool.map(outputs_of, _LESS) if outputs is not None]
+        finally:
+            pool.shutdown(wait=False)  # after an error the build's end ends the children, too
     return Levels(outputs=tuple(found), remarks=tuple(sorted(remarks)))
 
 

@@ -51,8 +51,9 @@ class Ranking:
         self._bounds, self._on_target = bounds, on_target
         self._forecast = forecast if objective is Objective.LATENCY else None
         self._ratios: dict[str, float | None] = {}
-        self.by_size = objective is Objective.SIZE or (not on_target and self._forecast is None)
         self.by_accuracy = objective is Objective.ACCURACY
+        knows_times = on_target or self._forecast is not None
+        self.by_size = objective is Objective.SIZE or not (knows_times or self.by_accuracy)
         self._baseline: Trial | None = None
 
     @property
@@ -159,9 +160,9 @@ class Ranking:
     def is_sure(self, trial: Trial) -> bool:
         """Whether even the low end of its interval does."""
         score, truth = trial.accuracy.score, self.baseline.accuracy.score
-        if score is None or truth is None or score.low is None:
+        if score is None or truth is None:
             return self.is_fine(trial)
-        return truth.value - score.low <= self._bounds.max_drop
+        return score.low is not None and truth.value - score.low <= self._bounds.max_drop
 
     def is_mendable(self, trial: Trial) -> bool:
         """Whether other rounding may bring it to lose no more than is allowed."""

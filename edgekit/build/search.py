@@ -5,7 +5,7 @@ In rounds, each variant made, run on a few samples and timed briefly (`screen`):
 2. tuning of those that gain most: what makes them more accurate at no price; the nodes at the
    model's ends, where a switch of number format costs least, kept in the wider format; their
    variations; what may make them faster.
-What is left is measured in full, the best by the objective first (`contest`); while that loses too
+What is left is measured in full, the best by the objective first (`finals`); while that loses too
 much accuracy, `Search.relieve` spares the nodes that quantization hurts most
 (`edgekit_converters.quantization.sensitivity`).
 

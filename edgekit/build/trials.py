@@ -96,10 +96,13 @@ class Trials:
         now = self._clock()
         if self.is_explored:
             return now + takes_s >= ends.relieve_s
-        is_sure = any(map(self.ranking.is_sure, self.best[:1]))
-        explore_s = ends.refine_s if is_sure else ends.explore_s
+        explore_s = ends.refine_s if self._has_sure() else ends.explore_s
         self.is_cut |= now >= explore_s
         return now + takes_s >= explore_s - self.held_s
+
+    def _has_sure(self) -> bool:
+        """Whether the best surely keeps the accuracy."""
+        return any(map(self.ranking.is_sure, self.best[:1]))
 
     def now(self) -> float:
         """By the clock of the deadlines."""
@@ -122,15 +125,17 @@ class Trials:
 
     def attempt_all(self, recipes: Iterable[Recipe], *, whatever: bool = False) -> float:
         """In twos, while there is as much time left as the last two took, or `whatever` it takes;
-        how many seconds that was."""
+        how many seconds that was. The first two are for any time that is left, unless the best
+        surely keeps the accuracy, so that it does without them."""
         pending, began = list(recipes), self._clock()
-        while pending and (whatever or not self.is_over(self._batch_s)):
+        took_s = self._batch_s if self._has_sure() else 0.0
+        while pending and (whatever or not self.is_over(took_s)):
             batch, pending = pending[:MADE_TOGETHER], pending[MADE_TOGETHER:]
             batch_began = self._clock()
             self.kitchen.make_all((recipe, UNTUNED) for recipe in batch)
             for recipe in batch:
                 self.attempt(recipe)
-            self._batch_s = self._clock() - batch_began
+            self._batch_s = took_s = self._clock() - batch_began
         return self._clock() - began
 
     def turned(self, trial: Trial, *, like: Trial | None = None, **changed: object) -> Trial | None:

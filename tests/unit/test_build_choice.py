@@ -72,6 +72,8 @@ def test_what_intervals_do_not_tell_apart_is_equal_up_to_5_percent() -> None:
     fast = candidate("a", ratio=0.5, spread=0.015)
     assert chosen(fast, candidate("b", ratio=0.52, spread=0.015, size=990)) == "b"
     assert chosen(fast, candidate("b", ratio=0.53, spread=0.05, size=990)) == "a"
+    unsure = candidate("a", ratio=0.5, spread=0.08)
+    assert chosen(unsure, candidate("b", ratio=0.56, spread=0.01, size=985)) == "a"
 
 
 def test_latencies_within_2_percent_are_equal_however_sure_and_the_smaller_wins() -> None:

@@ -114,8 +114,8 @@ def test_smaller_one_is_run_that_another_timing_may_find_as_fast() -> None:
     assert Tables(trial("a", 0.4), hardly, a=1.0, b=1.0).finals() == ["a"]
     slow = trial("b", 0.45, size=230)
     assert Tables(trial("a", 0.4), slow, a=1.0, b=1.0).finals() == ["a"]
-    lossy = replace(smaller, accuracy=Accuracy(score=Score(value=0.98, rows=ROWS)))
-    assert Tables(trial("a", 0.4), lossy, a=1.0, b=0.98).finals() == ["a"]
+    nearly = replace(smaller, accuracy=Accuracy(score=Score(value=0.9905, rows=ROWS)))
+    assert Tables(trial("a", 0.4), nearly, a=1.0, b=1.0).finals() == ["a"]
 
 
 def test_next_is_run_before_more_samples_are_where_the_best_loses_too_much() -> None:
@@ -159,7 +159,27 @@ def test_none_is_relieved_before_others_were_run_that_are_as_fast() -> None:
     tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=0.9, mended=1.0)
     tables.reliefs = {"a": trial("mended", 0.42)}
     assert tables.finals() == ["a", "b", "c", "d", "mended"]
+    assert tables.asked == ["a", "b", "c", "d"]  # of the others nothing was made
+    tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=1.0)
+    tables.selection_s = 20.0
+    tables.finals()
+    assert tables.asked == ["a", "b"]  # after another pass it would be too late
+
+
+def test_what_was_postponed_is_relieved_where_only_a_slower_one_holds() -> None:
+    pending = [trial("a", 0.4), trial("b", 0.404), trial("c", 0.408), trial("d", 0.7)]
+    tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=1.0, mended=1.0)
+    tables.reliefs = {"a": trial("mended", 0.42)}
+    assert tables.finals() == ["a", "b", "c", "d", "mended"]
     assert tables.asked[0] == "a"
+
+
+def test_of_what_is_as_fast_two_are_relieved_at_a_time() -> None:
+    pending = [trial(name, 0.4 + place / 1000) for place, name in enumerate("abcd")]
+    tables = Tables(*pending, a=0.9, b=0.9, c=0.9, d=0.9, **dict.fromkeys("efgh", 1.0))
+    tables.reliefs = {lost: trial(made, 0.45) for lost, made in zip("abcd", "efgh", strict=True)}
+    assert tables.finals() == [*"abcd", "e", "f"]
+    assert tables.asked == ["a", "b"]
 
 
 def test_slower_one_is_relieved_where_the_faster_cannot_be() -> None:

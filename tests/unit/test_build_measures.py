@@ -407,22 +407,22 @@ class Runner:
         return {}
 
 
-def raced(*runners: Runner) -> list[str]:
-    """Who ran, one run after the other, without those that warm up."""
+def raced(*runners: Runner) -> tuple[list[str], int]:
+    """Who ran, one run after the other, without those that warm up; in how many rounds."""
     Runner.ran.clear()
     sessions = {runner.name: cast(Session, runner) for runner in runners[1:]}
-    race(
+    found = race(
         sessions,
         baseline=cast(Session, runners[0]),
         feeds=[{}],
         budget_s=10.0,
         clock=lambda: Runner.now_s,
     )
-    return Runner.ran[3 * len(runners) :]
+    return Runner.ran[3 * len(runners) :], max(each.rounds for each in found.values())
 
 
 def test_each_turn_follows_each_others_about_as_often() -> None:
-    ran = raced(Runner("float32", 0.01), Runner("a", 0.004), Runner("b", 0.004))
+    ran, _ = raced(Runner("float32", 0.01), Runner("a", 0.004), Runner("b", 0.004))
     turns = [name for name, _ in itertools.groupby(ran)]
     follows = Counter(itertools.pairwise(turns))
     of_a = [follows[before, "a"] for before in ("float32", "b")]
@@ -430,11 +430,11 @@ def test_each_turn_follows_each_others_about_as_often() -> None:
 
 
 def test_what_does_not_count_of_a_turn_lasts_until_caches_have_settled() -> None:
-    ran = raced(Runner("float32", 0.010), Runner("a", 0.0018))
+    ran, rounds = raced(Runner("float32", 0.010), Runner("a", 0.0018))
     # of each a run or 8 ms that do not count, then a run or 4 ms that do
-    assert Counter(ran)["a"] / Counter(ran)["float32"] == (5 + 2) / (1 + 1)
-    slow = raced(Runner("float32", 0.030), Runner("a", 0.026))
-    assert Counter(slow)["a"] == Counter(slow)["float32"]
+    assert Counter(ran) == {"float32": rounds * (1 + 1), "a": rounds * (5 + 2)}
+    ran, rounds = raced(Runner("float32", 0.030), Runner("a", 0.026))
+    assert Counter(ran) == {"float32": rounds, "a": rounds}
 
 
 def test_race_of_slow_models_is_of_few_rounds(tmp_path: Path) -> None:
