@@ -33,7 +33,7 @@ import real_models
 from real_models import RealModel
 
 import edgekit_profiles
-from edgekit.build import BuildRequest, Objective, build
+from edgekit.build import Objective, build
 from edgekit.build.accuracy import Accuracy, Truths, measure_accuracy
 from edgekit.build.data import open_data
 from edgekit.build.host import read_host
@@ -167,19 +167,7 @@ def _build(
 ) -> None:
     """In a process of its own: its memory is the build's."""
     began = time.perf_counter()
-    result = build(
-        BuildRequest(
-            model=real.model,
-            profiles=(this_machine(),),
-            name=real.name,
-            version="1.0",
-            output=output,
-            calibration=str(real.calibration) if real.calibration else None,
-            validation=str(real.validation),
-            metric=real.metric,
-            objective=objective,
-        )
-    )
+    result = build(real.request(this_machine(), output, objective=objective))
     seconds = time.perf_counter() - began
     sender.send((seconds, result.built[0].report, result.built[0].bundle.path))
 

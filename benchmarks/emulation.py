@@ -28,7 +28,7 @@ import real_models
 from real_models import RealModel
 
 import edgekit_profiles
-from edgekit.build import BuildRequest, build
+from edgekit.build import build
 from edgekit.build.data import open_data
 from edgekit.build.pack import Contents, Sealed, seal
 from edgekit.build.report import Outcome
@@ -115,16 +115,7 @@ def chosen(
 ) -> tuple[str, dict[str, Any]]:
     """What a build with default settings chooses for the profile, and its row."""
     found: list[Emulated] = []
-    request = BuildRequest(
-        model=real.model,
-        profiles=(profile,),
-        name=real.name,
-        version="1.0",
-        output=output,
-        calibration=str(real.calibration) if real.calibration else None,
-        validation=str(real.validation),
-        metric=real.metric,
-    )
+    request = real.request(profile, output)
     result = build(request, gate=lambda _, sealed: found.append(emulate(sealed, profile, sysroot)))
     report = result.built[0].report
     size = next(c.size_bytes for c in report.candidates if c.outcome is Outcome.CHOSEN)

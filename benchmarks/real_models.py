@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from edgekit.build import BuildRequest
+from edgekit_contract.profile import Profile
+
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
@@ -47,6 +50,20 @@ class RealModel:
     metric: str = "auto"
     labelled: Path | None = None
     """A few samples with labels beside, that the build does not see."""
+
+    def request(self, profile: Profile, output: Path, **changes: Any) -> BuildRequest:
+        """A build with default settings."""
+        return BuildRequest(
+            model=self.model,
+            profiles=(profile,),
+            name=self.name,
+            version="1.0",
+            output=output,
+            calibration=str(self.calibration) if self.calibration else None,
+            validation=str(self.validation),
+            metric=self.metric,
+            **changes,
+        )
 
 
 def package_directory(module: str) -> Path:

@@ -39,8 +39,9 @@ from edgekit.build.report import ErrorSample, Report
 from edgekit.build.request import BuildRequest, Objective
 from edgekit.build.search import Search
 from edgekit.build.shelf import Shelf
+from edgekit.build.timetable import CALIBRATION_SHARE, deadlines
 from edgekit.build.tools import missing_tools
-from edgekit.build.trials import Deadlines, Trials
+from edgekit.build.trials import Trials
 from edgekit.build.turns import DISTURBED, Turns
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
@@ -57,22 +58,7 @@ from edgekit_runtime.session import SessionOptions
 __all__ = ["Made", "make"]
 
 _ONNX: Final = RuntimeKind.ONNXRUNTIME
-_CALIBRATION_SHARE: Final = 0.15
-"""Of the search time, at most."""
 _LITERT: Final = RuntimeKind.LITERT
-_TRIALS_SHARE: Final = 0.82
-"""Of the search time that is left when calibration is done, full figures of the first aside: until
-when trials begin."""
-_REFINING_SHARE: Final = 0.88
-"""The same where the best surely keeps the accuracy."""
-_RELIEF_SHARE: Final = 0.95
-"""The same for reliefs, full figures included; latencies come after."""
-_TIMING_SHARE: Final = {Objective.LATENCY: 0.08, Objective.ACCURACY: 0.08, Objective.SIZE: 0.05}
-"""Of the search time, divided by profiles: what latencies in full take as a rule."""
-_PACKING_SHARE: Final = 0.07
-"""Of the search time: for golden vectors and the bundle."""
-_RANKING_S: Final = 3.0
-"""What ranking the nodes for the report takes, as a rule, beside what is held out."""
 _PACKING_BYTES: Final = limits.MIB // 2
 """What a bundle needs besides model and golden vectors, when planning against a budget."""
 
@@ -187,7 +173,7 @@ class _Build:
             threads=read_host().cores,
             progress=watch,
             is_thrifty=request.objective is Objective.LATENCY,
-            calibration_s=request.search_time_s * _CALIBRATION_SHARE,
+            calibration_s=request.search_time_s * CALIBRATION_SHARE,
             clock=turns.now,
         )
         self._kitchen = Kitchen(self._pantry, workshop, scratch=scratch)
@@ -373,12 +359,6 @@ class _Build:
             )
         request, profiles = self._request, self._plan.profiles
         screen = bench.screen(baseline, options)
-        now = self._turns.now()
-        timing_s = request.search_time_s * _TIMING_SHARE[request.objective] / len(profiles)
-        left_s = self._ends - now - bench.held_out_s - request.search_time_s * _PACKING_SHARE
-        left_s /= len(profiles) - profiles.index(plan)
-        slice_s = max(0.0, left_s - timing_s)
-        trials_s = slice_s - min(bench.selection_s, slice_s / 2)
         trials = Trials(
             plan.recipes,
             self._kitchen,
@@ -389,11 +369,15 @@ class _Build:
                 on_target=on_target,
                 forecast=forecast,
             ),
-            deadlines=Deadlines(
-                explore_s=now + trials_s * _TRIALS_SHARE,
-                refine_s=now + trials_s * _REFINING_SHARE,
-                relieve_s=now + slice_s * _RELIEF_SHARE,
-                rank_s=now + slice_s - max(0.0, _RANKING_S - bench.held_out_s),
+            deadlines=deadlines(
+                now=self._turns.now(),
+                ends=self._ends,
+                search_time_s=request.search_time_s,
+                objective=request.objective,
+                selection_s=bench.selection_s,
+                held_out_s=bench.held_out_s,
+                profiles=len(profiles),
+                pending=len(profiles) - profiles.index(plan),
             ),
             clock=self._turns.now,
         )

@@ -28,6 +28,7 @@ from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
 from edgekit.build.search import Search
+from edgekit.build.timetable import most_timing_s
 from edgekit.build.turns import Turns
 from edgekit_contract.errors import Refused
 from edgekit_converters import external
@@ -36,10 +37,6 @@ from edgekit_converters.quantization.sensitivity import NodeNoise
 __all__ = ["Contest", "Verdict"]
 
 _CONTENDERS: Final = 4
-_LATENCY_SHARE: Final = 0.1
-"""Of the search time, for full latencies at most."""
-_TIE_SHARE: Final = 0.03
-"""The same where they only break ties."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +94,7 @@ class Contest:
             worth,
             baseline.variant,
             self.options,
-            budget_s=self.search_time_s
-            * (_TIE_SHARE if self.objective is Objective.SIZE else _LATENCY_SHARE),
+            budget_s=most_timing_s(self.objective, self.search_time_s),
         )
         judged, peak = self._settled(ranked, accuracies, latencies)
         chosen = next(c for c in judged if c.outcome is Outcome.CHOSEN)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -18,11 +17,12 @@ from edgekit.build.pantry import Base
 from edgekit.build.progress import Advance
 from edgekit.build.ranking import Ranking
 from edgekit.build.screen import Screen, Trial
+from edgekit.build.timetable import Deadlines
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.recipes.recipe import Recipe
 from edgekit_converters.recipes.tuning import UNTUNED, Tuning
 
-__all__ = ["MADE_TOGETHER", "Deadlines", "Trials", "differ_in_ranges"]
+__all__ = ["MADE_TOGETHER", "Trials", "differ_in_ranges"]
 
 MADE_TOGETHER: Final = 2
 """Variants that are made at a time."""
@@ -35,17 +35,6 @@ _PROMISE: Final = (
     Estimator.ENTROPY,
 )
 """Which to try first, if the time is short."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deadlines:
-    """Times by the clock after which nothing more is begun."""
-
-    explore_s: float
-    refine_s: float
-    """The same where the best surely keeps the accuracy, so that nothing has to be relieved."""
-    relieve_s: float
-    rank_s: float
 
 
 class Trials:

@@ -21,7 +21,8 @@ from edgekit.build.report import Latency, Score
 from edgekit.build.request import Objective
 from edgekit.build.screen import Screen, Trial
 from edgekit.build.search import Search
-from edgekit.build.trials import Deadlines, Trials
+from edgekit.build.timetable import Deadlines
+from edgekit.build.trials import Trials
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.calibration.estimators import Estimator
 from edgekit_converters.quantization.sensitivity import NodeNoise
