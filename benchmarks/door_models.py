@@ -7,18 +7,37 @@ Invariant: training sees no sample that validation has. A model is the same each
 
 from __future__ import annotations
 
+import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from edgekit_converters import environments
+
 __all__ = ["SEEN", "digits", "digits_data", "digits_histograms", "digits_network",
-           "digits_pipeline", "table_data", "tables", "trained_digits"]  # fmt: skip
+           "digits_pipeline", "keras_digits", "table_data", "tables", "trained_digits"]  # fmt: skip
 
 DIGITS: Final = Path(__file__).parents[1] / "examples" / "digits"
 SEEN: Final = 600
 """Digits of the example's validation data that are trained on; the others validate."""
+_KERAS: Final = f"""
+import sys, keras, numpy as np
+keras.utils.set_random_seed(1)
+data, out = np.load(sys.argv[1]), sys.argv[2]
+image = data["image"].transpose(0, 2, 3, 1)[:{SEEN}].astype("float32")
+inputs = keras.Input((28, 28, 1), name="image")
+x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(inputs)
+x = keras.layers.BatchNormalization()(x)
+x = keras.layers.Flatten()(x)
+model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", name="scores")(x))
+model.compile("adam", "sparse_categorical_crossentropy")
+model.fit(image, data["labels"][:{SEEN}], epochs=12, verbose=0)
+model.save(f"{{out}}/digits.keras")
+model.save(f"{{out}}/digits.h5")
+model.export(f"{{out}}/digits", verbose=False)
+"""
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +50,19 @@ def digits_data(path: Path) -> str:
     images, labels = digits()
     np.savez(path, input=images[SEEN:], labels=labels[SEEN:])
     return str(path)
+
+
+def keras_digits(directory: Path) -> Path:
+    """A network trained by Keras as `digits.keras`, `digits.h5`, the SavedModel `digits`, and the
+    digits that it has not seen in `rows.npz`. Its environment is there."""
+    python = environments.find(environments.TENSORFLOW)
+    assert python is not None, "edgekit environments setup tensorflow"
+    command = [python, "-I", "-c", _KERAS, DIGITS / "validation.npz", directory]
+    subprocess.run(command, check=True, capture_output=True)
+    images, labels = digits()
+    rows = np.ascontiguousarray(images.transpose(0, 2, 3, 1)[SEEN:])
+    np.savez(directory / "rows.npz", image=rows, labels=labels[SEEN:])
+    return directory
 
 
 def digits_network() -> Any:

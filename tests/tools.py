@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import parts
 import pytest
 
-from edgekit.emulation import set_up
+from edgekit.emulation import layers, set_up
 from edgekit.emulation.sysroot import planned
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import Profile
@@ -50,3 +51,14 @@ def need_sysroot(profile: Profile) -> Path:
         except Refused as error:
             parts.missing(str(error))
     return SYSROOTS
+
+
+def need_layer(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a layer of a sysroot that no profile has, else as `need_sysroot`."""
+    parts.need("qemu-aarch64-static")
+    if os.environ.get("CI") != "true" and not path.is_dir():
+        parts.missing(f"{path.name} has to be downloaded: set CI=true")
+    try:
+        layers.make(path, fill)
+    except Refused as error:
+        parts.missing(str(error))

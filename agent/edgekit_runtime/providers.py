@@ -11,9 +11,13 @@ Sources of the options: onnxruntime.ai/docs/execution-providers, the pages of ea
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from edgekit_runtime.session import SessionOptions
 
@@ -30,6 +34,10 @@ _LIBRARIES: Final = {
 }
 _RECORD: Final = "session.record_ep_graph_assignment_info"
 """Of onnxruntime 1.24 and later; older ones ignore the key."""
+_STDERR: Final = 2
+_VERBOSE: Final = 0
+_PLACED: Final = re.compile(rb"placed on \[(\w+)\]")
+"""In what it logs then (onnxruntime/core/framework/session_state.cc)."""
 
 
 def _xnnpack(options: SessionOptions) -> dict[str, str]:
@@ -90,10 +98,13 @@ def open_with(
     }
     left = [name for name in asked if name in available and name != CPU]
 
-    def try_with(names: Sequence[str]) -> Any:
+    def try_with(names: Sequence[str], *, aloud: bool = False) -> Any:
+        wanted = settings(names)
+        if aloud:
+            wanted.log_severity_level = _VERBOSE
         return ort.InferenceSession(
             path,
-            sess_options=settings(names),
+            sess_options=wanted,
             providers=list(names),
             provider_options=[_options_of(name, options) for name in names],
             enable_fallback=0,
@@ -113,10 +124,11 @@ def open_with(
         left = [name for name in left if name not in failed]
         session = try_with([*left, CPU])
     registered = session.get_providers()
+    busy = _busy(session, lambda: try_with([*left, CPU], aloud=True)) if left else None
     for name in left:
         if name not in registered:
             lost[name] = why_not_loaded(name, libraries) or "onnxruntime did not register it."
-        elif (busy := _assigned(session)) is not None and name not in busy:
+        elif busy is not None and name not in busy:
             lost[name] = "it takes none of this model's operators."
     if any(name in lost for name in left):
         # what idles holds memory, and XNNPACK the threads that the CPU's provider could have
@@ -143,12 +155,34 @@ def record_assignment(settings: Any, providers: Sequence[str]) -> None:
         settings.add_session_config_entry(_RECORD, "1")
 
 
-def _assigned(session: Any) -> set[str] | None:
-    """The providers that have a node of the model; None where this version does not tell."""
+def _busy(session: Any, open_aloud: Callable[[], Any]) -> set[str] | None:
+    """The providers that have a node of the model; None where nothing tells.
+
+    Before 1.24 only the log of a session being opened tells, so `open_aloud` opens another one: the
+    level is a session's for life, and would have every run logged.
+    """
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        try:
+            return {part.ep_name for part in session.get_provider_graph_assignment_info()}
+        except Exception:  # it did not record
+            return None
+    with _standard_error() as said:
+        open_aloud()
+        said.seek(0)
+        return {name.decode() for name in _PLACED.findall(said.read())} or None
+
+
+@contextmanager
+def _standard_error() -> Iterator[IO[bytes]]:
+    """A file that takes what this process, native code included, writes to its standard error."""
+    kept = os.dup(_STDERR)
     try:
-        return {part.ep_name for part in session.get_provider_graph_assignment_info()}
-    except Exception:  # not there before 1.24, not recorded with the CPU's provider alone
-        return None
+        with tempfile.TemporaryFile() as said:
+            os.dup2(said.fileno(), _STDERR)
+            yield said
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
 
 
 def why_not_loaded(provider: str, directory: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import Final
 from edgekit.emulation import commands, layers
 from edgekit_contract.errors import Misused
 
-__all__ = ["SUITES", "Suite", "base_layer", "make_base", "suite_for"]
+__all__ = ["SUITES", "Suite", "base_layer", "make_base", "suite_for", "unpack"]
 
 _MIRROR: Final = "EDGEKIT_DEBIAN_MIRROR"
 _KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -54,14 +54,18 @@ def base_layer(suite: Suite) -> Path:
 
 def make_base(suite: Suite) -> bool:
     """Download and unpack; False where it was there. Errors: `Misused`, `Refused`."""
-    return layers.make(base_layer(suite), lambda directory: _fill(directory, suite))
+    return layers.make(
+        base_layer(suite), lambda directory: unpack(directory, suite, _packages(suite))
+    )
 
 
 def _packages(suite: Suite) -> Sequence[str]:
     return (f"python{suite.python}-minimal", f"libpython{suite.python}-stdlib", "libstdc++6")
 
 
-def _fill(directory: Path, suite: Suite) -> None:
+def unpack(directory: Path, suite: Suite, packages: Sequence[str]) -> None:
+    """Put arm64 packages, and those that they depend on, into `directory`, which is empty and has a
+    parent for scratch. Errors: `Misused`, `Refused`."""
     apt_get = commands.need("apt-get", package="apt")
     dpkg_deb = commands.need("dpkg-deb", package="dpkg")
     if not _KEYRING.is_file():
@@ -80,7 +84,7 @@ def _fill(directory: Path, suite: Suite) -> None:
     title = f"fetching Debian's packages for arm64 ({suite.name})"
     commands.run(title, [*apt, "update"], timeout_s=_TIMEOUT_S)
     install = [*apt, "install", "--yes", "--download-only", "--no-install-recommends"]
-    commands.run(title, [*install, *_packages(suite)], timeout_s=_TIMEOUT_S)
+    commands.run(title, [*install, *packages], timeout_s=_TIMEOUT_S)
     for package in sorted((state / "cache" / "archives").glob("*.deb")):
         commands.run(
             f"unpacking {package.name}",

@@ -24,7 +24,7 @@ from edgekit_contract import envelope, limits
 from edgekit_contract.compatibility import unmet
 from edgekit_contract.errors import Incompatible, Refused
 from edgekit_contract.manifest import Manifest
-from edgekit_contract.messages import DeviceFacts
+from edgekit_contract.messages import DeviceFacts, Execution
 from edgekit_contract.profile import Profile
 from edgekit_contract.trust import PublicKey, verify_archive
 from edgekit_converters.isolation import Limits
@@ -75,13 +75,18 @@ class Emulated:
     """Kind and version."""
     vectors: int
     """Golden vectors that were reproduced."""
+    execution: Execution
+    """What of the device computed them: a wheel may lack what the profile asks for."""
     seconds: float
     """Of emulation, from start to end. Says nothing of the device's speed."""
     cpu_s: float
     """Processor time of the same."""
 
     def __str__(self) -> str:
-        return f"{self.vectors} golden vectors reproduced in {self.runtime} on a {self.core}"
+        said = f"{self.vectors} golden vectors reproduced in {self.runtime} on a {self.core}"
+        if missed := self.execution.missed:
+            said += f", without {' or '.join(missed)}"
+        return said
 
 
 class _Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +94,7 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True):
 
     passed: bool
     reason: str = ""
+    execution: Execution | None = None
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +176,7 @@ def _emulate(
         core=machine.core,
         runtime=runtime,
         vectors=manifest.golden.count,
+        execution=report.execution or Execution(),
         seconds=ended.seconds,
         cpu_s=ended.cpu_s,
     )

@@ -39,6 +39,15 @@ def test_sound_bundle_gives_on_a_cortex_a72_what_it_gave_at_build(
     assert (told["core"], told["runtime"], told["vectors"]) == ("cortex-a72", runtime, 2)
 
 
+def test_a_provider_that_the_emulated_wheel_lacks_is_named(
+    pi4: Profile, tmp_path: Path, trusted: Path
+) -> None:
+    asked = onnx_bundle().changed(providers=("XnnpackExecutionProvider", "CPUExecutionProvider"))
+    answer = edgekit("verify", write(asked, pi4.name, tmp_path), "--trust", trusted, "--emulate")
+    assert answer.code == 0, answer.err
+    assert "on a cortex-a72, without XnnpackExecutionProvider" in answer.out
+
+
 def test_runtime_that_needs_newer_instructions_is_refused_by_the_core_that_lacks_them(
     old_profiles: dict[str, Path], tmp_path: Path, trusted: Path
 ) -> None:
