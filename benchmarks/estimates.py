@@ -92,6 +92,7 @@ _SAMPLES: Final = 1280
 _GIST: Final = "gist.github.com/zihaomu/1cf236339099708a0c75aeef5620433e"
 _QIITA: Final = "qiita.com/project_raizin/items/659b99396e63e0378f78"
 _ULTRALYTICS: Final = "docs.ultralytics.com/guides/raspberry-pi, 8.3.39"
+_VISION: Final = "visionanalysis.org/articles/onnx-fp32-vs-pytorch-fp32-rpi5"
 _ARM: Final = "huggingface.co/Arm/inception-v3-int8-mlas-onnx-raspberrypi5"
 _XNNPACK: Final = "github.com/google/XNNPACK, README"
 _ISSUE: Final = "github.com/google/XNNPACK/issues/814"
@@ -106,6 +107,10 @@ PUBLISHED: Final[tuple[Published, ...]] = (
     ("raspberry-pi-5", "yolo11n", False, 168.082, _ULTRALYTICS),
     ("raspberry-pi-5", "yolo11s", False, 324.17, _ULTRALYTICS),
     ("raspberry-pi-5", "inception-v3", True, 113.11, _ARM),
+    ("raspberry-pi-5", "yolox-nano", False, 1000 / 21.3, _VISION),
+    ("raspberry-pi-5", "yolox-tiny", False, 1000 / 9.4, _VISION),
+    ("raspberry-pi-5", "yolox-s", False, 1000 / 2.5, _VISION),
+    ("raspberry-pi-5", "yolox-m", False, 1000 / 1.1, _VISION),
     ("raspberry-pi-3b-plus", "mobilenet-v1", False, 114.0, _XNNPACK),
     ("raspberry-pi-3b-plus", "mobilenet-v1", True, 46.0, _XNNPACK),
     ("raspberry-pi-4", "mobilenet-v1", False, 77.0, _XNNPACK),

@@ -1,8 +1,9 @@
 """Networks as they were published, with made-up weights: latency asks for their shapes only.
 
 MobileNet v1 (Howard et al., 2017, table 1), ResNet-50 (He et al., 2015, table 1), Inception v3
-(Szegedy et al., 2015, as torchvision lays it out) and YOLO11 (its yolo11.yaml, sizes n and s), all
-with batch normalization folded into the convolutions, as runtimes do.
+(Szegedy et al., 2015, as torchvision lays it out), YOLO11 (its yolo11.yaml, sizes n and s) and YOLOX
+(Ge et al., 2021, and its yolo_pafpn.py and yolo_head.py), all with batch normalization folded into
+the convolutions, as runtimes do.
 """
 
 from __future__ import annotations
@@ -183,10 +184,20 @@ def inception_v3(path: Path) -> Path:
 
 
 class Yolo(Net):
-    """The blocks of YOLO11."""
+    """What YOLO11 and YOLOX have in common."""
 
     def silu(self, x: str, out: int, kernel: int = 1, stride: int = 1, **fields: Any) -> str:
         return self.conv(x, out, kernel, stride, act="Silu", **fields)
+
+    def up(self, x: str) -> str:
+        channels, height, side = self.shapes[x]
+        scales = self.constant(np.array([1, 1, 2, 2], np.float32))
+        shape = (channels, 2 * height, 2 * side)
+        return self.add("Resize", [x, "", scales], shape, mode="nearest")
+
+
+class Yolo11(Yolo):
+    """The blocks of YOLO11."""
 
     def bottleneck(self, x: str, share: float = 0.5) -> str:
         out = self.channels(x)
@@ -236,12 +247,6 @@ class Yolo(Net):
         place = self.conv(mixed, channels, 3, groups=channels, act=None)
         return self.conv(self.sum(mixed, place), channels, act=None)
 
-    def up(self, x: str) -> str:
-        channels, height, side = self.shapes[x]
-        scales = self.constant(np.array([1, 1, 2, 2], np.float32))
-        shape = (channels, 2 * height, 2 * side)
-        return self.add("Resize", [x, "", scales], shape, mode="nearest")
-
     def detect(self, level: str, box: int, kind: int) -> list[str]:
         boxes = self.conv(self.silu(self.silu(level, box, 3), box, 3), 64, act=None)
         channels = self.channels(level)
@@ -252,7 +257,7 @@ class Yolo(Net):
 
 
 def yolo11(path: Path, *, width: float) -> Path:
-    net = Yolo(640)
+    net = Yolo11(640)
     c64, c128, c256, c512, c1024 = (int(c * width) for c in (64, 128, 256, 512, 1024))
     x = net.silu(net.silu("image", c64, 3, 2), c128, 3, 2)
     x = net.silu(net.c3k2(x, c256, share=0.25), c256, 3, 2)
@@ -268,10 +273,77 @@ def yolo11(path: Path, *, width: float) -> Path:
     return net.save(outputs, path)
 
 
+class YoloX(Yolo):
+    """The blocks of YOLOX."""
+
+    def __init__(self, side: int, *, is_depthwise: bool) -> None:
+        super().__init__(side)
+        self._is_depthwise = is_depthwise
+
+    def spread(self, x: str, out: int, stride: int = 1) -> str:
+        """3x3; in the smallest size by channel, then across channels."""
+        if not self._is_depthwise:
+            return self.silu(x, out, 3, stride)
+        return self.silu(self.silu(x, self.channels(x), 3, stride, groups=self.channels(x)), out)
+
+    def focus(self, out: int) -> str:
+        """Every second pixel, four times."""
+        channels, height, width = self.shapes["image"]
+        ends = self.constant(np.array([height, width], np.int64))
+        axes, steps = (self.constant(np.array(pair, np.int64)) for pair in ((2, 3), (2, 2)))
+        parts = []
+        for at in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            inputs = ["image", self.constant(np.array(at, np.int64)), ends, axes, steps]
+            parts.append(self.add("Slice", inputs, (channels, height // 2, width // 2)))
+        return self.silu(self.concat(*parts), out, 3)
+
+    def csp(self, x: str, out: int, depth: int, *, adds: bool = False) -> str:
+        y, beside = self.silu(x, out // 2), self.silu(x, out // 2)
+        for _ in range(depth):
+            inner = self.spread(self.silu(y, out // 2), out // 2)
+            y = self.sum(inner, y) if adds else inner
+        return self.silu(self.concat(y, beside), out)
+
+    def spp(self, x: str) -> str:
+        y = self.silu(x, self.channels(x) // 2)
+        pools = [self.pool(y, kernel, 1, pad=kernel // 2) for kernel in (5, 9, 13)]
+        return self.silu(self.concat(y, *pools), self.channels(x))
+
+    def head(self, level: str, width: int) -> list[str]:
+        y = self.silu(level, width)
+        kind = self.spread(self.spread(y, width), width)
+        place = self.spread(self.spread(y, width), width)
+        outputs = [self.conv(place, 4, act=None)]
+        for x, count in ((place, 1), (kind, 80)):
+            scores = self.conv(x, count, act=None)
+            outputs.append(self.add("Sigmoid", [scores], self.shapes[scores]))
+        return outputs
+
+
+def yolox(path: Path, *, width: float, depth: float, side: int, is_depthwise: bool = False) -> Path:
+    net = YoloX(side, is_depthwise=is_depthwise)
+    c64, c128, c256, c512, c1024 = (int(c * width) for c in (64, 128, 256, 512, 1024))
+    few = round(3 * depth)
+    x = net.csp(net.spread(net.focus(c64), c128, 2), c128, few, adds=True)
+    d3 = net.csp(net.spread(x, c256, 2), c256, 3 * few, adds=True)
+    d4 = net.csp(net.spread(d3, c512, 2), c512, 3 * few, adds=True)
+    d5 = net.csp(net.spp(net.spread(d4, c1024, 2)), c1024, few)
+    f5 = net.silu(d5, c512)
+    f4 = net.silu(net.csp(net.concat(net.up(f5), d4), c512, few), c256)
+    n3 = net.csp(net.concat(net.up(f4), d3), c256, few)
+    n4 = net.csp(net.concat(net.spread(n3, c256, 2), f4), c512, few)
+    n5 = net.csp(net.concat(net.spread(n4, c512, 2), f5), c1024, few)
+    return net.save([name for level in (n3, n4, n5) for name in net.head(level, c256)], path)
+
+
 NETWORKS: Mapping[str, Callable[[Path], Path]] = {
     "mobilenet-v1": mobilenet_v1,
     "resnet50": resnet50,
     "inception-v3": inception_v3,
     "yolo11n": lambda path: yolo11(path, width=0.25),
     "yolo11s": lambda path: yolo11(path, width=0.5),
+    "yolox-nano": lambda path: yolox(path, width=0.25, depth=0.33, side=416, is_depthwise=True),
+    "yolox-tiny": lambda path: yolox(path, width=0.375, depth=0.33, side=416),
+    "yolox-s": lambda path: yolox(path, width=0.5, depth=0.33, side=640),
+    "yolox-m": lambda path: yolox(path, width=0.75, depth=0.67, side=640),
 }
