@@ -155,6 +155,13 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Greatest ONNX IR version; None where the runtime does not read ONNX."""
     max_opset: Positive | None = None
 
+    def int8_saturates(self, cpu: Cpu) -> bool:
+        """As `Cpu.int8_saturates`, with what this runtime has of the core: a minimal build of
+        onnxruntime has no AVX-512 (onnxruntime/core/mlas/lib/platform.cpp)."""
+        if self.minimal and cpu.arch is Arch.X86_64:
+            return "avx_vnni" not in cpu.features
+        return cpu.int8_saturates
+
 
 class Thermal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the device tells its temperature and throttling: shell patterns of absolute paths."""

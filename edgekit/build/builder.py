@@ -25,8 +25,8 @@ from edgekit.build.kitchen import Kitchen, Variant
 from edgekit.build.material import Material, gather, model_card, read_litert
 from edgekit.build.memory import peak_ram_bytes
 from edgekit.build.metrics import resolve_metric
-from edgekit.build.minimal import REMARK as MINIMAL_REMARK
 from edgekit.build.minimal import in_ort_format
+from edgekit.build.minimal import remark as minimal_remark
 from edgekit.build.model_file import ModelFile, Options
 from edgekit.build.notebook import Notebook, default_path
 from edgekit.build.pack import Contents, Sealed, seal
@@ -315,7 +315,7 @@ class _Build:
                 *host_remarks(plan, request, host, verdict.candidates),
                 *data_remarks(request, self._material, self._kitchen, bench, verdict),
                 *golden.remarks,
-                *([MINIMAL_REMARK] if runtime.minimal else []),
+                *([minimal_remark(profile.cpu)] if runtime.minimal else []),
                 *([DISTURBED] if self._turns.disturbed else []),
             ),
             peak_ram_bytes=verdict.peak_ram_bytes,

@@ -11,17 +11,27 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.build.kitchen import Variant
-from edgekit_contract.profile import Runtime
+from edgekit_contract.profile import Cpu, Runtime
 from edgekit_converters import external, isolation
 from edgekit_converters.required_operators import FILENAME
 from edgekit_runtime.backend_onnxruntime import is_ort_format
 
-__all__ = ["REMARK", "in_ort_format", "operators_of"]
+__all__ = ["in_ort_format", "operators_of", "remark"]
 
-REMARK: Final = (
+_REMARK: Final = (
     "The chosen variant is packed in onnxruntime's own format, since a minimal build reads no "
     "other; figures are of the same model as ONNX."
 )
+_SLOWER: Final = (
+    " A minimal build has no kernels for AVX-512, with which this machine may have measured: the "
+    "device takes longer."
+)
+
+
+def remark(cpu: Cpu) -> str:
+    """What a report for a minimal build on this core has to say."""
+    has_avx512 = any(feature.startswith("avx512") for feature in cpu.features)
+    return _REMARK + (_SLOWER if has_avx512 else "")
 
 
 def in_ort_format(

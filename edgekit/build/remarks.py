@@ -56,7 +56,8 @@ def host_remarks(
     chosen = next(c for c in candidates if c.outcome is Outcome.CHOSEN)
     if said and request.max_ms is not None and chosen.figure is None:
         said.append(f"--max-ms was not checked: it needs a measurement on {profile.name}.")
-    if host.int8_saturates and not profile.cpu.int8_saturates and _has_int8(plan):
+    on_device = any(runtime.int8_saturates(profile.cpu) for runtime in plan.runtimes)
+    if host.int8_saturates and not on_device and _has_int8(plan):
         said.append(
             f"8-bit products can saturate on this machine and not on {profile.name}: weights of 7 "
             "bits were tried, since 8 could not be proved; build on ARM or on a machine with VNNI."

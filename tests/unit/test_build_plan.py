@@ -73,6 +73,17 @@ def test_core_with_a_dot_product_gets_the_full_range() -> None:
     assert static and not any("reduced" in i for i in static)
 
 
+@pytest.mark.parametrize(("feature", "reduced"), [("avx512_vnni", True), ("avx_vnni", False)])
+def test_a_minimal_build_has_no_avx_512(feature: str, reduced: bool) -> None:
+    """Seen with one that was compiled: what 8 bits gave was off by a tenth."""
+    profile = with_runtimes("demo-small", RuntimeKind.ONNXRUNTIME)
+    cpu = msgspec.structs.replace(profile.cpu, features=(*profile.cpu.features, feature))
+    (runtime,) = (msgspec.structs.replace(r, minimal=True) for r in profile.runtimes)
+    made = plan(msgspec.structs.replace(profile, cpu=cpu, runtimes=(runtime,)))
+    static = {i for i in onnx_ids(made) if "static" in i}
+    assert static and all(("reduced" in i) is reduced for i in static)
+
+
 def test_both_runtimes_of_a_profile_compete_for_an_onnx_model() -> None:
     made = plan(edgekit_profiles.load("linux-x86-64")).profiles[0]
     assert made.recipes[0].id == "float32"

@@ -64,11 +64,13 @@ class Needs:
             )
         if missing := self.features - set(cpu.features):
             return "the profile's core lacks " + ", ".join(sorted(missing))
-        if self.full_range and cpu.int8_saturates:
-            return "8-bit products can saturate on the profile's core"
+        saturates = runtime.int8_saturates(cpu)
+        if self.full_range and saturates:
+            where = "minimal build of onnxruntime" if runtime.minimal else "core"
+            return f"8-bit products can saturate on the profile's {where}"
         if self.full_range and host_saturates:
             return "8-bit products can saturate on this machine: it could not be proved here"
-        if self.full_range is False and not (cpu.int8_saturates or host_saturates):
+        if self.full_range is False and not (saturates or host_saturates):
             return "8-bit products cannot saturate on the profile's core: the full range is better"
         return None
 

@@ -3,21 +3,58 @@
 Runs in the `tensorflow` environment.
 
 Reads a JSON request per line on stdin and answers with one per line; what libraries print goes to
-stderr. The first request opens the model. Nothing that a file holds as code is run: a Lambda layer
-and classes of others' packages are refused before Keras reads the file.
+stderr. The first request opens the model. A graph is a program: one whose operators could reach
+more than tensors (files, sockets, Python) is refused before TensorFlow loads it. So is, before
+Keras reads the file, one with a layer that is code, opens another file, or is not Keras's own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 _OPSET = 17
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+_KEEPING = frozenset(
+    """
+    Assert CheckNumerics CheckNumericsV2 DestroyResourceOp DeviceIndex DisableCopyOnRead Empty
+    GuaranteeConst If Case While StatefulPartitionedCall
+    VarHandleOp VarIsInitializedOp VariableShape ReadVariableOp AssignVariableOp AssignAddVariableOp
+    AssignSubVariableOp Variable VariableV2 TemporaryVariable ResourceGather ResourceGatherNd
+    HashTable HashTableV2 MutableHashTable MutableHashTableV2 MutableDenseHashTable
+    MutableDenseHashTableV2 AnonymousHashTable AnonymousMutableHashTable InitializeTableV2
+    LookupTableExportV2 LookupTableFindV2 LookupTableImportV2 LookupTableInsertV2
+    LookupTableRemoveV2 LookupTableSizeV2
+    TensorArray TensorArrayV2 TensorArrayV3 TensorArrayCloseV3 TensorArrayConcatV3
+    TensorArrayGatherV3 TensorArrayReadV3 TensorArrayScatterV3 TensorArraySizeV3 TensorArraySplitV3
+    TensorArrayWriteV3 Stack StackV2 StackCloseV2 StackPopV2 StackPushV2
+    Multinomial ParameterizedTruncatedNormal RandomGamma RandomPoissonV2 RandomShuffle
+    RandomStandardNormal RandomUniform RandomUniformInt TruncatedNormal
+    """.split()
+)
+"""Operators that keep a state, of tensors alone."""
+_RESTORING = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
+_REACHING = re.compile(
+    "dataset|(?<!sharded)file|(?<!top_)path|dir(?!ection)|url|address|command|vocab|descriptor|pyfunc",
+    re.IGNORECASE,
+)
+"""In the name of an operator or of an argument: it reaches something outside."""
+
+_NAMESPACES = (
+    "layers", "models", "initializers", "regularizers", "constraints", "losses", "metrics",
+    "optimizers", "optimizers.schedules", "dtype_policies", "quantizers", "random",
+)  # fmt: skip
+_NOT_LAYERS = frozenset({"TensorShape", "__tuple__", "__tensor__", "__numpy__", "__slice__",
+                         "__ellipsis__", "__keras_tensor__", "__typespec__"})  # fmt: skip
+"""What else has a `class_name` in a Keras file (keras/src/saving/serialization_lib.py)."""
+_OPENING = frozenset({"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
 
 
 class Unable(Exception):
@@ -47,6 +84,7 @@ class Model:
                 "has no variables (variables/variables.index and its data): copy the whole "
                 "directory, or save the model again"
             )
+        _check_graphs(home / "saved_model.pb")
         graph = tf.Graph()
         with graph.as_default():
             session = tf.compat.v1.Session(graph=graph)
@@ -97,10 +135,10 @@ class Model:
         self._call, self._write = run, write
 
     def _open_keras(self, path: Path) -> None:
-        _check_layers(_configuration(path))
         import keras
         import tensorflow as tf
 
+        _check_layers(_configuration(path), _own_classes(keras))
         try:
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
@@ -186,10 +224,78 @@ def _said(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
-def _configuration(path: Path) -> Any:
-    """What a Keras file says of its layers; nothing of it is run."""
+def _check_graphs(path: Path) -> None:
+    """Refuse a SavedModel if what loading or serving it runs could reach more than tensors."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
     try:
-        if zipfile.is_zipfile(path):
+        saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    except Exception as error:
+        raise Unable(f"does not load ({_said(error)}): save the model again") from error
+    computes = _operators()
+    for meta in saved.meta_graphs:
+        outputs = [t.name for s in meta.signature_def.values() for t in s.outputs.values()]
+        served = outputs + [n for c in meta.collection_def.values() for n in c.node_list.value]
+        for roots, allowed in (
+            (served, computes),
+            ([meta.saver_def.restore_op_name], computes | _RESTORING),
+        ):
+            for op in sorted(_run(roots, meta.graph_def) - allowed):
+                raise Unable(
+                    f"runs the operator {op}, which could reach more than tensors (files, "
+                    "programs, other machines): export the model without it"
+                )
+
+
+def _operators() -> frozenset[str]:
+    """Those of this TensorFlow that compute tensors and do no more."""
+    from tensorflow.core.framework import op_def_pb2
+    from tensorflow.python.client import pywrap_tf_session
+
+    listed = op_def_pb2.OpList.FromString(
+        pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList())
+    )
+    reaching = {
+        op.name
+        for op in listed.op
+        if any(map(_REACHING.search, (op.name, *(a.name for a in (*op.input_arg, *op.attr)))))
+    }
+    return _KEEPING | {op.name for op in listed.op if not op.is_stateful} - reaching
+
+
+def _run(roots: Iterable[str], graph: Any) -> set[str]:
+    """The operators that `roots` of a graph need, those in the functions that they call, too."""
+    nodes = {node.name: node for node in graph.node}
+    functions = {f.signature.name: f.node_def for f in graph.library.function}
+    waiting = list(roots)
+    found: set[str] = set()
+    while waiting:
+        node = nodes.pop(waiting.pop().removeprefix("^").partition(":")[0], None)
+        if node is not None:
+            waiting.extend(node.input)
+            bodies = [[node]]
+            while bodies:
+                for inner in bodies.pop():
+                    values = inner.attr.values()
+                    called = {inner.op, *(v.func.name for v in values)}
+                    called.update(f.name for v in values for f in v.list.func)
+                    bodies.extend(functions.pop(name) for name in called & functions.keys())
+                    found.add(inner.op)
+    return found - {f.signature.name for f in graph.library.function}
+
+
+def _configuration(path: Path) -> Any:
+    """What a Keras file says of its layers; nothing of it is run.
+
+    Keras goes by the name of a file, so name and content have to say the same.
+    """
+    with path.open("rb") as stream:
+        is_hdf5 = stream.read(len(_HDF5_MAGIC)) == _HDF5_MAGIC
+    if is_hdf5 != (path.suffix in (".h5", ".hdf5")):
+        kind, suffix = ("HDF5", ".h5") if is_hdf5 else ("Keras's own format", ".keras")
+        raise Unable(f"is a file of {kind} by another name: rename it to end with {suffix}")
+    try:
+        if not is_hdf5:
             with zipfile.ZipFile(path) as archive:
                 return json.loads(archive.read("config.json"))
         import h5py
@@ -205,7 +311,24 @@ def _configuration(path: Path) -> Any:
         ) from error
 
 
-def _check_layers(configuration: Any) -> None:
+def _own_classes(keras: Any) -> frozenset[str]:
+    """Names of Keras's classes that a model may be made of."""
+    found = set(_NOT_LAYERS)
+    for namespace in _NAMESPACES:
+        room = keras
+        for part in namespace.split("."):
+            room = getattr(room, part)
+        found |= {name for name, value in vars(room).items() if isinstance(value, type)}
+    waiting = [keras.Operation]  # x + y of two layers is one, too
+    while waiting:
+        kind = waiting.pop()
+        waiting.extend(kind.__subclasses__())
+        if kind.__module__.startswith("keras.src."):
+            found.add(kind.__name__)
+    return frozenset(found - _OPENING)
+
+
+def _check_layers(configuration: Any, own: frozenset[str]) -> None:
     for entry in _entries(configuration):
         name, module = str(entry.get("class_name")), str(entry.get("module") or "keras")
         if name in ("Lambda", "function", "__lambda__"):
@@ -214,10 +337,13 @@ def _check_layers(configuration: Any) -> None:
                 "write that layer as a class of keras.layers, or export() the model "
                 "as a SavedModel"
             )
-        if (
-            module.split(".", maxsplit=1)[0] not in ("keras", "builtins", "tensorflow", "tf_keras")
-            or ">" in name
-        ):
+        if name in _OPENING:
+            raise Unable(
+                f"has a {name}, which opens a model outside the file: give that model to "
+                "edgekit, or build this one without it"
+            )
+        root = module.split(".", maxsplit=1)[0]
+        if root not in ("keras", "builtins", "tensorflow", "tf_keras") or name not in own:
             raise Unable(
                 f"has a layer of its own ({name}), whose code is not in the file: "
                 "export() the model as a SavedModel"
