@@ -1,9 +1,9 @@
 """Networks as they were published, with made-up weights: latency asks for their shapes only.
 
 MobileNet v1 (Howard et al., 2017, table 1), ResNet-50 (He et al., 2015, table 1), Inception v3
-(Szegedy et al., 2015, as torchvision lays it out), YOLO11 (its yolo11.yaml, sizes n and s) and YOLOX
-(Ge et al., 2021, and its yolo_pafpn.py and yolo_head.py), all with batch normalization folded into
-the convolutions, as runtimes do.
+(Szegedy et al., 2015, as torchvision lays it out), YOLO11 (its yolo11.yaml, sizes n and s) and
+YOLOX (Ge et al., 2021, and its yolo_pafpn.py and yolo_head.py), all with batch normalization folded
+into the convolutions, as runtimes do.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,24 +23,51 @@ from edgekit_converters.sources.doors import tensorflow
 from edgekit_runtime.session import open_session
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-_WITH_LAMBDAS = """
-import sys, keras
+_HOSTILE = """
+import sys, keras, tensorflow as tf
+out = sys.argv[1]
 doubled = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
-doubled.save(f"{sys.argv[1]}/lambda.keras")
-doubled.save(f"{sys.argv[1]}/lambda.h5")
+doubled.save(f"{out}/lambda.keras")
+doubled.save(f"{out}/lambda.h5")
+
+class Writing(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def serve(self, x):
+        tf.io.write_file(f"{out}/written", "while it runs")
+        return {"y": x * self.v}
+
+writing = Writing()
+writing.v = tf.Variable(2.0)
+tf.saved_model.save(writing, f"{out}/when-run", signatures={"serving_default": writing.serve})
+layer = keras.layers.TFSMLayer(f"{out}/when-run", call_endpoint="serving_default")
+opening = keras.Sequential([keras.Input((4,)), layer])
+opening.save(f"{out}/opening.keras")
+
+v1 = tf.compat.v1
+with tf.Graph().as_default(), v1.Session() as session:
+    x = v1.placeholder(tf.float32, [None, 4], name="x")
+    y = x * v1.get_variable("v", initializer=2.0)
+    write = tf.raw_ops.WriteFile(filename=f"{out}/written", contents="while it loads")
+    session.run(v1.global_variables_initializer())
+    builder = v1.saved_model.Builder(f"{out}/when-loaded")
+    signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
+    builder.add_meta_graph_and_variables(
+        session, ["serve"], {"serving_default": signature}, main_op=write
+    )
+    builder.save()
 """
 
 
 @pytest.fixture(scope="module")
 def models(empty_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Digits, trained in Keras and saved in three ways; and two with a Lambda layer."""
+    """Digits, trained in Keras and saved in three ways; and models that would do more."""
     cache = need_environment(environments.TENSORFLOW)
     home = tmp_path_factory.mktemp("keras")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(cache))
         python = environments.find(environments.TENSORFLOW)
         assert python is not None
-        subprocess.run([python, "-I", "-c", _WITH_LAMBDAS, home], check=True, capture_output=True)
+        subprocess.run([python, "-I", "-c", _HOSTILE, home], check=True, capture_output=True)
         yield door_models.keras_digits(home)
 
 
@@ -76,6 +104,35 @@ def test_build_compares_a_saved_model_with_tensorflow(models: Path, tmp_path: Pa
 def test_lambda_layer_is_code_and_refused(name: str, models: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=rf"{name} has a Lambda layer, which is code"):
         tensorflow.TensorFlowModel(models / name, home=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["when-run", "when-loaded"])
+def test_a_graph_that_would_write_a_file_is_refused(
+    name: str, models: Path, tmp_path: Path
+) -> None:
+    (models / "written").unlink(missing_ok=True)
+    with pytest.raises(Refused, match=rf"{name} runs the operator WriteFile, which could reach"):
+        tensorflow.TensorFlowModel(models / name, home=tmp_path)
+    assert not (models / "written").exists()
+
+
+def test_a_layer_that_opens_another_model_is_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"opening\.keras has a TFSMLayer, which opens a model outside"):
+        tensorflow.TensorFlowModel(models / "opening.keras", home=tmp_path)
+
+
+def test_a_file_is_looked_at_as_what_keras_will_read_it(models: Path, tmp_path: Path) -> None:
+    """HDF5 with a harmless ZIP behind it, and one by another name."""
+    both = tmp_path / "both.h5"
+    shutil.copy(models / "lambda.h5", both)
+    with zipfile.ZipFile(both, "a") as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("metadata.json", "{}")
+    with pytest.raises(Refused, match=r"both\.h5 has a Lambda layer"):
+        tensorflow.TensorFlowModel(both, home=tmp_path / "a")
+    renamed = both.rename(tmp_path / "renamed.keras")
+    with pytest.raises(Refused, match=r"renamed\.keras is a file of HDF5 by another name"):
+        tensorflow.TensorFlowModel(renamed, home=tmp_path / "b")
 
 
 def test_saved_model_without_its_variables_is_refused(models: Path, tmp_path: Path) -> None:
