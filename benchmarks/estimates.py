@@ -140,7 +140,7 @@ def guessed(
     threads = runtime.threads if runtime is not None else 1
     given = scratch / "feeds.tensors"
     write_tensors(given, feeds)
-    tracer = Tracer(given, scratch=scratch, run=isolation.run)
+    tracer = Tracer(given, run=isolation.run)
     found = estimate_of(ModelFile(path=model, kind=kind), profile.cpu, tracer, threads=threads)
     if found is None:
         raise NoEstimate(model.name)

@@ -1,7 +1,7 @@
 """What a model computes, whatever its weights: the digest by which latencies are kept.
 
 Invariant: a model that was trained again, or calibrated on other data, has the digest of the one
-before; another operator, shape or number format gives another.
+before; another operator, shape, number format or wiring gives another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, TensorProto
 
 from edgekit_converters import graph
 from edgekit_runtime.backend_onnxruntime import is_ort_format
@@ -45,19 +45,24 @@ def structure_digest(path: Path) -> str:
 
 
 def _parts(outer: GraphProto) -> Iterator[bytes]:
-    for current in graph.graphs(outer):
-        constants = graph.initializers(current)
+    """Values are called by the order in which they are made: names change, wiring does not."""
+    inside = list(graph.graphs(outer))
+    forms = {name: _form(t) for g in inside for name, t in graph.initializers(g).items()}
+    made = [v.name for g in inside for v in g.input]
+    made += [name for g in inside for node in g.node for name in node.output]
+    places = {name: str(place).encode() for place, name in enumerate(made)} | forms | {"": b""}
+    for current in inside:
         for value in (*current.input, *current.output):
             yield value.type.SerializeToString(deterministic=True)
+            yield places.get(value.name, b"")
         for node in current.node:
             yield f"{node.domain}:{node.op_type}".encode()
-            for name in node.input:
-                yield _constant(constants[name]) if name in constants else b"value" if name else b""
-            for attribute in sorted(_plain(node), key=lambda item: item.name):
-                yield attribute.SerializeToString(deterministic=True)
+            yield from (places.get(name, b"") for name in node.input)
+            for attribute in sorted(node.attribute, key=lambda item: item.name):
+                yield attribute.name.encode() + b"=" + _plain(attribute)
 
 
-def _constant(tensor: TensorProto) -> bytes:
+def _form(tensor: TensorProto) -> bytes:
     """Its form; of shapes, axes and the like what they say, too."""
     form = f"{tensor.data_type}:{list(tensor.dims)}"
     if tensor.data_type == TensorProto.INT64 and not tensor.external_data:
@@ -65,14 +70,15 @@ def _constant(tensor: TensorProto) -> bytes:
     return form.encode()
 
 
-def _plain(node: NodeProto) -> list[AttributeProto]:
-    """Without graphs, which are walked, and without tensors, which are weights."""
-    weighty = (AttributeProto.GRAPH, AttributeProto.GRAPHS, AttributeProto.TENSOR)
-    kept = []
-    for attribute in node.attribute:
-        if attribute.type not in weighty:
-            copy = AttributeProto()
-            copy.CopyFrom(attribute)
-            copy.doc_string = ""
-            kept.append(copy)
-    return kept
+def _plain(attribute: AttributeProto) -> bytes:
+    """Without graphs, which are walked, and of tensors, which are weights, the form."""
+    if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+        return b""
+    if attribute.type in (AttributeProto.TENSOR, AttributeProto.TENSORS):
+        return b",".join(
+            map(_form, [attribute.t] if attribute.HasField("t") else attribute.tensors)
+        )
+    copy = AttributeProto()
+    copy.CopyFrom(attribute)
+    copy.doc_string = ""
+    return copy.SerializeToString(deterministic=True)

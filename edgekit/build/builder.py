@@ -178,7 +178,7 @@ class _Build:
         )
         self._kitchen = Kitchen(self._pantry, workshop, scratch=scratch)
         self._bundling = Bundling(request, self._pantry, run=workshop.run, watch=watch)
-        self._tracer = Tracer(material.feeds, scratch=scratch, run=workshop.run)
+        self._tracer = Tracer(material.feeds, run=workshop.run)
         self._notebook = Notebook(request.figures or default_path())
 
     def _ranking_estimators(self) -> tuple[Estimator, ...]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+import msgspec
 import numpy as np
 
 from edgekit.build.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, media_rows
@@ -46,6 +47,8 @@ class Data:
     """Rows, where that is known without reading."""
     files: tuple[tuple[str, Path], ...] = ()
     """All that the rows are read from, and the name of each that matters; none: a callable."""
+    read_as: str = ""
+    """How files become rows, where that is not a matter of the files alone."""
 
     def samples(
         self, inputs: Sequence[TensorSpec], *, limit: int | None = None
@@ -64,11 +67,12 @@ class Data:
         return None if self.count is None else self.count // self.first(inputs).rows
 
     def sha256(self) -> str:
-        """Digest of all that the rows follow from: the files, or of a callable the rows themselves.
+        """Digest of all that the rows follow from: the files and how they are read; of a callable,
+        the rows themselves.
 
         Errors: `DataRejected`.
         """
-        found = hashlib.sha256()
+        found = hashlib.sha256(self.read_as.encode())
         try:
             for name, path in self.files:
                 found.update(f"{name} {path.stat().st_size}\n".encode())
@@ -122,8 +126,13 @@ def _open_directory(path: Path, preprocess: Sequence[Preprocess]) -> Data:
     )
     if not files:
         raise DataRejected(f"{path} holds no .npz, image or WAV file: check the path.")
-    media = media_rows(path, files, preprocess)
-    return Data(title=str(path), rows=media, count=None, files=_named(path, files))
+    return Data(
+        title=str(path),
+        rows=media_rows(path, files, preprocess),
+        count=None,
+        files=_named(path, files),
+        read_as=msgspec.json.encode(preprocess).decode(),
+    )
 
 
 def _named(directory: Path, files: Sequence[Path]) -> tuple[tuple[str, Path], ...]:

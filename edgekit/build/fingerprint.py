@@ -25,10 +25,10 @@ from edgekit.build.host import read_host
 from edgekit.build.notebook import default_path
 from edgekit.build.request import BuildRequest
 from edgekit_contract.profile import Profile
-from edgekit_converters import environments
+from edgekit_converters import environments, recipes
 from edgekit_converters.callables import is_callable_name
-from edgekit_converters.recipes import all_recipes
-from edgekit_converters.sources import sha256_of
+from edgekit_converters.sources import doors, sha256_of
+from edgekit_runtime import plugins
 
 __all__ = [
     "APART",
@@ -69,7 +69,8 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of edgekit's own modules: in a checkout they change without a version."""
     recipes: tuple[str, ...]
     packages: dict[str, str]
-    """Versions of all that edgekit asks for and is installed."""
+    """Versions of all that edgekit asks for and is installed, and of what brings it recipes, doors
+    or runtimes."""
     environments: dict[str, str | None]
     """Which ones are set up, see `edgekit_converters.environments`."""
     python: str
@@ -96,7 +97,7 @@ def _lasting() -> Circumstances:
         source=source_digest(
             *(Path(str(importlib.import_module(p).__file__)).parent for p in _PACKAGES)
         ),
-        recipes=tuple(recipe.id for recipe in all_recipes()),
+        recipes=tuple(recipe.id for recipe in recipes.all_recipes()),
         packages=_packages(),
         environments={},
         python=sys.version,
@@ -126,6 +127,10 @@ def _packages() -> dict[str, str]:
             found[named[0]] = importlib.metadata.version(named[0])
         except importlib.metadata.PackageNotFoundError:
             continue
+    for group in (recipes.ENTRY_POINTS, doors.ENTRY_POINTS, plugins.GROUP):
+        for point in importlib.metadata.entry_points(group=group):
+            if point.dist is not None:
+                found[point.dist.name] = point.dist.version
     return found
 
 

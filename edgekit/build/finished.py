@@ -182,10 +182,9 @@ class Records:
             return
         if {name: data.sha256() for name, data in self.data.items()} != self.digests:
             return
-        files = [path for path, _ in source.data]
-        beside = file.resolve().parent
-        names = tuple(path.relative_to(beside).as_posix() for path in files)
-        model = _digests(file, files)
+        home = file.resolve().parent
+        beside = {path.resolve().relative_to(home).as_posix(): sha for path, sha in source.data}
+        names, model = tuple(beside), {"": source.sha256, **beside}
         self.cache.put(Kind.WEIGHTS, self._weights_key(source.sha256), _Weights(names), {})
         for finished in made:
             key = self._key(finished.plan.profile, model)

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from edgekit.build.estimates import core_of, estimate, trace
+from edgekit.build.estimates import core_of, estimate
 from edgekit.build.estimates.litert import works_of
-from edgekit.build.estimates.operators import Work, work_of
+from edgekit.build.estimates.operators import Executed, Work, work_of
 from edgekit.build.estimates.roofline import LITERT, LITERT_IN_PIECES, ONNXRUNTIME, Kernels
 from edgekit.build.host import Host
 from edgekit.build.kitchen import Variant
@@ -24,10 +24,9 @@ from edgekit.build.plan import ProfilePlan
 from edgekit.build.report import Estimate, Figure
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import Cpu, Profile, RuntimeKind
-from edgekit_converters import isolation
+from edgekit_converters import external, isolation
 from edgekit_converters.litert.operations import Listed
 from edgekit_converters.structure import structure_digest
-from edgekit_converters.tensorfile import read_tensors
 
 __all__ = ["Forecast", "Tracer", "estimate_of"]
 
@@ -47,9 +46,9 @@ class Asked:
 class Tracer:
     """What models ask of a processor, kept: profiles share it."""
 
-    def __init__(self, feeds: Path, *, scratch: Path, run: isolation.Run) -> None:
-        """`feeds` is the file of the tensors to run on; `run` runs a LiteRT model in a child."""
-        self._feeds, self._scratch, self._run = feeds, scratch, run
+    def __init__(self, feeds: Path, *, run: isolation.Run) -> None:
+        """`feeds` is the file of the tensors to run on; `run` runs models in children."""
+        self._feeds, self._run = feeds, run
         self._asked: dict[Path, Asked | None] = {}
 
     def asked(self, model: ModelFile) -> Asked | None:
@@ -62,16 +61,19 @@ class Tracer:
         return self._asked[model.path]
 
     def _traced(self, model: ModelFile) -> Asked | None:
+        bounds = isolation.limits_for(external.size_bytes(model.path))
+        words = {"path": str(model.path), "feeds": str(self._feeds)}
         if model.kind is RuntimeKind.ONNXRUNTIME:
-            runs = trace(model.path, read_tensors(self._feeds), scratch=self._scratch)
+            told = self._run("tracing it", "edgekit.build.estimates.trace:in_child", words, bounds)
+            runs = msgspec.convert(told, tuple[Executed, ...])
             return Asked(works=tuple(map(work_of, runs)), kernels=ONNXRUNTIME)
         if model.kind is not RuntimeKind.LITERT:
             return None
         found = self._run(
             "listing its operators",
             "edgekit_converters.litert.operations:read",
-            {"path": str(model.path), "feeds": str(self._feeds)},
-            isolation.limits_for(model.path.stat().st_size),
+            words,
+            bounds,
         )
         listed = msgspec.convert(found, Listed)
         works = works_of(listed.operations)

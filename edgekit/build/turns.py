@@ -3,8 +3,9 @@
 Invariant: while one build is inside `alone`, every other of this user that is inside `together`
 waits where it gave way or holds still until it does. Who waits to measure goes before who comes to
 compute (a turnstile before the room), so that nobody starves. Locks are those of files (flock), so
-they end with their process; who waits longer than `PATIENCE_S` goes on, and says that it did. What
-was waited is no time of the build: deadlines go by `Turns.now`.
+they end with their process; who waits longer than `PATIENCE_S` goes on, and leaves a mark, so that
+who measures says that it was disturbed. What was waited is no time of the build: deadlines go by
+`Turns.now`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _MEMORY: Final = "/dev/shm"
 PATIENCE_S: Final = 600.0
 """Longer than any section without a place to give way: a variant may take 120 s."""
 _LOOK_S: Final = 0.005
+_MARK_BYTES: Final = 16
 _STRIDE_S: Final = 0.02
 """How long one computes before it gives way again: steps may be far shorter."""
 
@@ -88,8 +90,10 @@ class Turns:
         try:
             quiet = self._take(self._gate, fcntl.LOCK_EX, ends)
             quiet = self._take(self._room, fcntl.LOCK_EX, ends) and quiet
+            mark = self._mark()
             self.disturbed = self.disturbed or not quiet
             yield
+            self.disturbed = self.disturbed or self._mark() != mark
         finally:
             fcntl.flock(self._room, fcntl.LOCK_UN)
             fcntl.flock(self._gate, fcntl.LOCK_UN)
@@ -126,11 +130,17 @@ class Turns:
 
     def _enter(self) -> None:
         ends = self._clock() + self._patience_s
-        self._take(self._gate, fcntl.LOCK_EX, ends)
-        self._take(self._room, fcntl.LOCK_SH, ends)
+        has_leave = self._take(self._gate, fcntl.LOCK_EX, ends)
+        has_leave = self._take(self._room, fcntl.LOCK_SH, ends) and has_leave
+        if not has_leave:
+            os.pwrite(self._room, os.urandom(_MARK_BYTES), 0)
         fcntl.flock(self._gate, fcntl.LOCK_UN)
         self._is_inside = True
         self._entered = self._clock()
+
+    def _mark(self) -> bytes:
+        """Another than before, where somebody went on without leave."""
+        return os.pread(self._room, _MARK_BYTES, 0)
 
     def _leave(self) -> None:
         fcntl.flock(self._room, fcntl.LOCK_UN)

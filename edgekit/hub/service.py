@@ -62,6 +62,7 @@ _KINDS: Final[dict[Kind, type[Status | Reported | Health | Event]]] = {
     Kind.HEALTH: Health,
     Kind.EVENT: Event,
 }
+_MOST_ANSWERS: Final = 1_000
 _log = logging.getLogger(__name__)
 
 R = TypeVar("R")
@@ -103,7 +104,8 @@ class Service:
         self._planned: tuple[int, int, int] | None = None
         self._asked: set[str] = set()
         """Measurements that devices were asked for."""
-        self._answers: dict[str, Benched] = {}
+        self._answers: dict[tuple[str, str], Benched] = {}
+        """Of a device to an order, not written yet."""
         """Device to the newest answer that is not written yet."""
         self._renew_at = 0.0
         self._ending: set[str] = set()
@@ -182,8 +184,10 @@ class Service:
         device, kind, body, retained = received
         at = self.now()
         if kind is Kind.BENCHED:
-            self._answers[device] = messages.decode(body, Benched)
-            self._wake.set()
+            answer = messages.decode(body, Benched)
+            if len(self._answers) < _MOST_ANSWERS:  # more than that nobody asked for
+                self._answers[device, answer.id] = answer
+                self._wake.set()
             return
         message = messages.decode(body, _KINDS[kind])
         change = fold(self.state, device, message, at, retained=retained)
@@ -294,11 +298,10 @@ class Service:
 
     async def _write_answers(self) -> None:
         while self._answers:
-            device = next(iter(self._answers))
-            answer = self._answers[device]
+            (device, id_), answer = next(iter(self._answers.items()))
             await self.written(self.store.benches.answer, device, answer)
-            if self._answers.get(device) is answer:
-                del self._answers[device]
+            if self._answers[device, id_] is answer:
+                del self._answers[device, id_]
 
     async def _plan(self, now: float) -> None:
         moment = (self.state.version, self._orders, self._published)

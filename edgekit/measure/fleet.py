@@ -6,6 +6,7 @@ by its profile, the runtime version that it ran and the model's structure.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from edgekit.hub.registry import DeviceRow
 from edgekit.hub.store import Store
 from edgekit.release.keys import PrivateKey
 from edgekit.release.storage import write_file
+from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.manifest import Manifest
 from edgekit_contract.messages import Bench, Benched
@@ -181,12 +183,21 @@ def _ask(store: Store, device: str, digest: str, *, budget_s: float, patience_s:
 
 
 def _measured(candidate: _Candidate, device: str, answer: Benched) -> DeviceMeasured:
-    figure = None
-    if answer.median_ms is not None and not answer.reason:
+    figure, reason = None, answer.reason
+    if answer.median_ms is not None and not reason:
+        low, high = answer.low_ms or answer.median_ms, answer.high_ms or answer.median_ms
+        ordered = 0 < low <= answer.median_ms <= high < math.inf
+        kind, _, version = answer.runtime.partition(" ")
+        runtime = candidate.manifest.runtime.value
+        if not ordered or answer.runs < 1:
+            reason = "what it sent is no latency"
+        elif kind != runtime or not version_tuple(version):
+            reason = f"it says that {answer.runtime or 'no runtime'} ran it, and not {runtime}"
+    if answer.median_ms is not None and not reason:
         figure = Figure(
             median_ms=answer.median_ms,
-            low=answer.low_ms or answer.median_ms,
-            high=answer.high_ms or answer.median_ms,
+            low=low,
+            high=high,
             p95_ms=answer.p95_ms or answer.median_ms,
             rss_bytes=answer.rss_bytes or 0,
             runs=answer.runs,
@@ -198,7 +209,7 @@ def _measured(candidate: _Candidate, device: str, answer: Benched) -> DeviceMeas
         device=device,
         figure=figure,
         runtime=answer.runtime,
-        reason=answer.reason or ("" if figure else "it gave no figures"),
+        reason=reason or ("" if figure else "it gave no figures"),
         estimate=candidate.estimate,
     )
 

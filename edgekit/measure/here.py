@@ -105,7 +105,7 @@ def measure_here(path: Path, *, profile: Profile | None, budget_s: float) -> Mea
             machine=read_host().title,
             inputs=subject.inputs,
             profile=profile.name if profile else None,
-            estimate=_estimate(subject, profile, scratch, workshop) if profile else None,
+            estimate=_estimate(subject, profile, workshop) if profile else None,
         )
 
 
@@ -120,13 +120,11 @@ def run(
     return {"timing": msgspec.to_builtins(timing), "rss_bytes": peak}
 
 
-def _estimate(
-    subject: _Subject, profile: Profile, scratch: Path, workshop: isolation.Workshop
-) -> Estimate | None:
+def _estimate(subject: _Subject, profile: Profile, workshop: isolation.Workshop) -> Estimate | None:
     runtime = profile.runtime(subject.kind)
     if runtime is None:
         return None
-    tracer = Tracer(subject.feeds[0], scratch=scratch, run=workshop.run)
+    tracer = Tracer(subject.feeds[0], run=workshop.run)
     model = ModelFile(path=subject.model, kind=subject.kind)
     return estimate_of(model, profile.cpu, tracer, threads=runtime.threads)
 

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from edgekit.release.storage import locked
 from edgekit_contract import limits, messages
 from edgekit_contract.messages import (
     Ack,
+    Bench,
+    Benched,
     BundleRef,
     Chunk,
     ChunkStatus,
@@ -428,6 +431,20 @@ def test_the_hub_gets_all_that_devices_retain_when_it_connects(
         loader.publish_many((topic.format(f"pi-{i}"), body) for i in range(devices))
         with RunningHub(lab) as hub:
             eventually(lambda: len(hub.service.state.devices) == devices)
+
+
+def test_two_answers_to_measurements_at_once_are_both_kept(
+    lab: Fleet, broker: Mosquitto, join: Callable[[str], Client]
+) -> None:
+    with RunningHub(lab) as hub:
+        device, ids = join("pi-1"), ("first", "second")
+        until = utc_now() + timedelta(minutes=5)
+        for id_ in ids:
+            bench = Bench(id=id_, digest="0" * 64, budget_s=1.0, until=until)
+            hub.store.benches.order("pi-1", bench, now=utc_now().timestamp())
+        for id_ in ids:
+            device.say("pi-1", Benched(id=id_, at=utc_now(), reason="it is busy"), Kind.BENCHED)
+        eventually(lambda: all(hub.store.benches.answered(id_) for id_ in ids))
 
 
 def test_two_agents_on_one_identity_are_told_of(

@@ -8,6 +8,7 @@ import wave
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -138,6 +139,16 @@ def test_images_are_preprocessed_and_labelled_by_their_folders(tmp_path: Path) -
     found = list(open_data(str(tmp_path), preprocess=(IMAGE,)).samples((spec,)))
     assert [s.feeds["x"][0, 0, 0, 0] for s in found] == [-1, 1]
     assert [s.labels.tolist() for s in found if s.labels is not None] == [[0], [1]]
+
+
+def test_digest_is_of_how_images_are_read_too(tmp_path: Path) -> None:
+    """Ranges that were seen of the same files, otherwise scaled, are others."""
+    Image.new("RGB", (12, 8)).save(tmp_path / "a.png")
+    other = msgspec.structs.replace(IMAGE, mean=(0.0,))
+    first, again, scaled = (
+        open_data(str(tmp_path), preprocess=(how,)).sha256() for how in (IMAGE, IMAGE, other)
+    )
+    assert first == again != scaled
 
 
 def test_images_without_preprocessing_are_wrong_usage(tmp_path: Path) -> None:

@@ -212,6 +212,15 @@ def test_one_that_never_gives_way_ends_patience_and_that_is_said(tmp_path: Path)
         assert turns.disturbed
 
 
+def test_one_that_went_on_without_leave_is_told_of(tmp_path: Path) -> None:
+    with opened(tmp_path) as measuring, opened(tmp_path, patience_s=0.05) as hasty:
+        with measuring.alone(), hasty.together():
+            pass
+        assert measuring.disturbed
+        with opened(tmp_path) as next_one, next_one.alone():
+            assert not next_one.disturbed
+
+
 def test_after_impatience_locks_are_as_before(tmp_path: Path) -> None:
     with opened(tmp_path, patience_s=0.05) as turns:
         with opened(tmp_path) as holder, holder.together(), turns.alone():

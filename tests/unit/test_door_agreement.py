@@ -72,6 +72,12 @@ def test_column_is_the_same_as_a_row() -> None:
     agreement(SCORES[:, 0], SCORES[:, :1]).demand("m", "torch", jumps=False)
 
 
+def test_what_was_not_compared_is_told() -> None:
+    found = add(Agreement(), {"label": SCORES}, {"label": SCORES, "probabilities": SCORES})
+    assert found.sentence("x", "samples").endswith("; not compared: probabilities.")
+    assert "not compared" not in agreement(SCORES, SCORES).sentence("x", "samples")
+
+
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(Refused, match="could be compared"):
         add(Agreement(), {"label": SCORES}, {"y": SCORES}).demand("m", "torch", jumps=False)

@@ -173,6 +173,14 @@ def test_shards_that_are_not_there_are_named(index: object, told: str, tmp_path:
         open_source(place, scratch=tmp_path)
 
 
+def test_weights_that_config_json_names_elsewhere_are_refused(tmp_path: Path) -> None:
+    """transformers would load these, and not the file that is hashed."""
+    config = BERT | {"transformers_weights": "adapter_model.bin"}
+    place = hugging_face(tmp_path / "hf", config, "model.safetensors")
+    with pytest.raises(Refused, match=r"names other weights .'adapter_model\.bin'"):
+        open_source(place, scratch=tmp_path)
+
+
 def test_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(Misused, match="neither a file nor a directory"):

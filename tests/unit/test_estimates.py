@@ -206,6 +206,29 @@ def test_structure_is_that_of_a_model_trained_again(tmp_path: Path) -> None:
     assert structure_digest(small_model(tmp_path / "c.onnx", width=8)) != first
 
 
+def two_branches(path: Path, read: str) -> Path:
+    """A wide and a narrow pooling of one input, and an operator that reads one of them."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["wide"], kernel_shape=[1, 1], strides=[1, 1]),
+        helper.make_node("MaxPool", ["x"], ["narrow"], kernel_shape=[1, 1], strides=[8, 8]),
+        helper.make_node("LeakyRelu", [read], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save_model(model, path)
+    return path
+
+
+def test_structure_is_how_operators_are_wired_too(tmp_path: Path) -> None:
+    wide = structure_digest(two_branches(tmp_path / "a.onnx", "wide"))
+    assert structure_digest(two_branches(tmp_path / "b.onnx", "narrow")) != wide
+
+
 def figure(median_ms: float) -> Figure:
     return Figure(
         median_ms=median_ms,

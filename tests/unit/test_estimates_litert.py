@@ -112,7 +112,7 @@ def workshop() -> Iterator[Workshop]:
 def tracer(model: Path, scratch: Path, workshop: Workshop) -> Tracer:
     inputs = open_session(RuntimeKind.LITERT, model).inputs
     write_tensors(scratch / "feeds", generated(inputs, seed=0, axis_length=4))
-    return Tracer(scratch / "feeds", scratch=scratch, run=workshop.run)
+    return Tracer(scratch / "feeds", run=workshop.run)
 
 
 def test_model_whose_weights_are_widened_once_counts_them_as_float32(

@@ -42,6 +42,8 @@ class Output(msgspec.Struct, frozen=True):
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 0
     outputs: dict[str, Output] = {}
+    left_out: tuple[str, ...] = ()
+    """Outputs that the framework does not give by these names."""
 
     def demand(self, title: str, framework: str, *, jumps: bool) -> None:
         """Errors: `Disagrees`, `Refused` where no output could be compared."""
@@ -67,6 +69,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
             f"{worst.greatest:.3g}"
             + (f"; of {clear} rows of scores {same} have the same first" if clear else "")
             + (f"; {off} rows are off by a step of the model" if off else "")
+            + (f"; not compared: {', '.join(self.left_out)}" if self.left_out else "")
             + "."
         )
 
@@ -97,7 +100,8 @@ def add(
         if name in want:
             seen = _compared(np.asarray(want[name]), value)
             outputs[name] = _sum(outputs[name], seen) if name in outputs else seen
-    return Agreement(samples=sofar.samples + 1, outputs=outputs)
+    left_out = tuple(sorted({*sofar.left_out, *(got.keys() - want.keys())}))
+    return Agreement(samples=sofar.samples + 1, outputs=outputs, left_out=left_out)
 
 
 def _sum(first: Output, second: Output) -> Output:

@@ -16,9 +16,10 @@ import msgspec
 
 from edgekit.build.estimates.operators import Executed, Tensor
 from edgekit_contract.errors import Refused
+from edgekit_converters.tensorfile import read_tensors
 from edgekit_runtime.backend_onnxruntime import is_ort_format
 
-__all__ = ["trace"]
+__all__ = ["in_child", "trace"]
 
 _KERNEL: Final = "_kernel_time"
 _DTYPES: Final = {"float": "float32", "double": "float64"}
@@ -57,6 +58,12 @@ def trace(model: Path, feeds: Mapping[str, Any], *, scratch: Path) -> tuple[Exec
     finally:
         profile.unlink()
     return tuple(_executed(events))
+
+
+def in_child(path: str, feeds: str) -> Any:
+    """`trace` as a step of `isolation`, whose directory is scratch; `Executed`s as JSON."""
+    found = trace(Path(path), read_tensors(Path(feeds)), scratch=Path.cwd())
+    return [msgspec.to_builtins(one) for one in found]
 
 
 def _executed(events: list[_Event]) -> Iterator[Executed]:

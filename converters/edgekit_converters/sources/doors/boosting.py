@@ -77,6 +77,7 @@ class _Trees:
         if columns < 1:
             raise Refused(f"{title} has no features: train it, and save it again.")
         self._booster, self._title, self._columns = booster, title, columns
+        self._remarks: list[str] = []
         self.example: Mapping[str, np.ndarray] | None = {FEATURES: told_apart_by(columns)}
 
     def export(self, out: Path) -> Sequence[str]:
@@ -91,8 +92,12 @@ class _Trees:
                 **self._options(),
             )
         open_batch(made)
+        self._name_classes(made)
         out.write_bytes(made.SerializeToString())
-        return ()
+        return self._remarks
+
+    def _name_classes(self, made: Any) -> None:
+        """Labels are the places of classes, unless more is known."""
 
     def _options(self) -> dict[str, Any]:
         return {}
@@ -104,7 +109,10 @@ class _Trees:
             return {"variable": scores.reshape(len(scores), -1)}
         if scores.ndim == 1:
             scores = np.stack([1 - scores, scores], -1)
-        return {"label": scores.argmax(-1), "probabilities": scores}
+        return {"label": self._labels(scores.argmax(-1)), "probabilities": scores}
+
+    def _labels(self, places: np.ndarray) -> np.ndarray:
+        return places
 
 
 class _XGBoost(_Trees):
@@ -113,33 +121,70 @@ class _XGBoost(_Trees):
     def __init__(self, booster: Any, title: str) -> None:
         import json
 
+        booster, remarks = _until_the_best(booster, title)
         booster.feature_names = None  # the converter takes numbers only
         booster.feature_types = None
         super().__init__(booster, title, int(booster.num_features()))
+        self._remarks += remarks
         learner = json.loads(booster.save_config())["learner"]
         self._objective = str(learner["objective"]["name"])
+        if self._objective == "multi:softmax":  # whose margins the converter calls probabilities
+            self._objective = "multi:softprob"
+            booster.set_param({"objective": self._objective})
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         import xgboost
 
         found = self._booster.predict(xgboost.DMatrix(feeds[FEATURES]))
-        if self._objective == "multi:softmax":
-            return {"label": found.astype(np.int64)}
         classifies = self._objective in ("binary:logistic", "multi:softprob")
         return self._outputs(found, classifies=classifies)
+
+
+def _until_the_best(booster: Any, title: str) -> tuple[Any, list[str]]:
+    """A booster as the estimator of scikit-learn's kind that it is of uses it: with the rounds up
+    to the best one, where training was stopped early. A `Booster` of its own uses all.
+
+    Source: XGBModel._get_iteration_range, and `Booster.predict`.
+    """
+    best = booster.attr("best_iteration")
+    if best is None:
+        return booster, []
+    rounds = int(best) + 1
+    if booster.attr("scikit_learn") is not None:
+        return booster[:rounds], []
+    return booster, [
+        f"{title} was stopped early and uses all its {booster.num_boosted_rounds()} rounds, as its "
+        f"predict does: save booster[:{rounds}] for the best ones alone."
+    ]
 
 
 class _LightGBM(_Trees):
     _converter = "convert_lightgbm"
 
-    def __init__(self, booster: Any, title: str) -> None:
+    def __init__(self, booster: Any, title: str, classes: np.ndarray | None = None) -> None:
+        """`classes` are what an estimator of scikit-learn's kind calls them, in their order."""
         super().__init__(booster, title, int(booster.num_feature()))
+        self._classes = classes
+        if classes is not None and classes.dtype.kind not in "iu":
+            said = ", ".join(f"{place} is {name}" for place, name in enumerate(classes[:9]))
+            self._remarks.append(f"label counts classes from 0, in their order: {said}.")
+            self._classes = None
         lines = booster.model_to_string(num_iteration=1).splitlines()
         said = next((line for line in lines if line.startswith("objective=")), "objective=")
         self._objective = said.partition("=")[2].partition(" ")[0]
 
     def _options(self) -> dict[str, Any]:
         return {"zipmap": False}
+
+    def _name_classes(self, made: Any) -> None:
+        if self._classes is not None:
+            for node in made.graph.node:
+                for attribute in node.attribute:
+                    if attribute.name == "classlabels_int64s":
+                        attribute.ints[:] = [int(name) for name in self._classes]
+
+    def _labels(self, places: np.ndarray) -> np.ndarray:
+        return places if self._classes is None else self._classes[places].astype(np.int64)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         found = np.asarray(self._booster.predict(feeds[FEATURES].astype(np.float64)))
@@ -148,11 +193,15 @@ class _LightGBM(_Trees):
 
 
 def _xgboost_object(value: Any, name: str) -> _XGBoost:
-    return _XGBoost(value.get_booster() if hasattr(value, "get_booster") else value, name)
+    if not hasattr(value, "get_booster"):
+        return _XGBoost(value, name)
+    booster = value.get_booster()
+    booster.set_attr(scikit_learn="{}")  # as `save_model` of such an estimator does
+    return _XGBoost(booster, name)
 
 
 def _lightgbm_object(value: Any, name: str) -> _LightGBM:
-    return _LightGBM(getattr(value, "booster_", value), name)
+    return _LightGBM(getattr(value, "booster_", value), name, getattr(value, "classes_", None))
 
 
 DOORS: Final = (

@@ -27,6 +27,7 @@ _CONFIG: Final = "config.json"
 _PREPROCESSOR: Final = "preprocessor_config.json"
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
+_OTHER_WEIGHTS: Final = "transformers_weights"
 _MAX_JSON_BYTES: Final = 16 * limits.MIB
 _SAVE: Final = "model.save_pretrained(directory)"
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_XET": "1"}
@@ -63,6 +64,11 @@ def _files(path: Path) -> Sequence[Path]:
 
 def _shards(path: Path) -> Sequence[Path]:
     """Files of weights. Errors: `Refused`."""
+    named = _object(path / _CONFIG).get(_OTHER_WEIGHTS)
+    if named not in (None, _WEIGHTS, _INDEX):
+        raise Refused(
+            f"{path.name}/{_CONFIG} names other weights ({str(named)!r:.80}): save it by {_SAVE}."
+        )
     if (path / _WEIGHTS).is_file():
         return [path / _WEIGHTS]
     places = _object(path / _INDEX).get("weight_map")
