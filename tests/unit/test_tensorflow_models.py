@@ -18,14 +18,21 @@ from edgekit.build import build
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters import environments
-from edgekit_converters.proof import same_outputs
+from edgekit_converters.proof import generated, same_outputs
 from edgekit_converters.sources.doors import tensorflow
 from edgekit_runtime.session import open_session
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-_HOSTILE = """
+_OTHERS = """
 import sys, keras, tensorflow as tf
 out = sys.argv[1]
+keras.utils.set_random_seed(1)
+for kind in ("LSTM", "GRU"):
+    layer = getattr(keras.layers, kind)(5)
+    keras.Sequential([keras.Input((6, 4), name="x"), layer]).export(f"{out}/{kind}", verbose=False)
+looking_up = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(7, 2)])
+looking_up.export(f"{out}/Embedding", verbose=False)
+tf.saved_model.save(looking_up, f"{out}/unrestored")
 doubled = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
 doubled.save(f"{out}/lambda.keras")
 doubled.save(f"{out}/lambda.h5")
@@ -60,14 +67,15 @@ with tf.Graph().as_default(), v1.Session() as session:
 
 @pytest.fixture(scope="module")
 def models(empty_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Digits, trained in Keras and saved in three ways; and models that would do more."""
+    """Digits, trained in Keras and saved in three ways; SavedModels with loops and tables; and
+    models that would do more."""
     cache = need_environment(environments.TENSORFLOW)
     home = tmp_path_factory.mktemp("keras")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEKIT_CACHE", str(cache))
         python = environments.find(environments.TENSORFLOW)
         assert python is not None
-        subprocess.run([python, "-I", "-c", _HOSTILE, home], check=True, capture_output=True)
+        subprocess.run([python, "-I", "-c", _OTHERS, home], check=True, capture_output=True)
         yield door_models.keras_digits(home)
 
 
@@ -83,6 +91,26 @@ def test_trained_model_computes_the_same_as_onnx(name: str, models: Path, tmp_pa
     assert session.inputs[0].name == "image" and session.inputs[0].shape[1:] == (28, 28, 1)
     assert same_outputs(session.run(feeds), truth) is None
     assert np.ptp(next(iter(truth.values()))) > 0.5
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "Embedding"])
+def test_saved_model_with_a_loop_or_a_table_computes_the_same(
+    name: str, models: Path, tmp_path: Path
+) -> None:
+    with tensorflow.TensorFlowModel(models / name, home=tmp_path / "home") as model:
+        model.export(tmp_path / "m.onnx")
+        session = open_session(RuntimeKind.ONNXRUNTIME, tmp_path / "m.onnx")
+        feeds = generated(session.inputs, seed=0, axis_length=2)
+        truth = model.run(feeds)
+    assert same_outputs(session.run(feeds), truth) is None
+
+
+def test_variables_that_a_graph_does_not_restore_are_told(models: Path, tmp_path: Path) -> None:
+    with (
+        tensorflow.TensorFlowModel(models / "unrestored", home=tmp_path / "home") as model,
+        pytest.raises(Refused, match=r"save it by model\.export\(\), or as \.keras\.$"),
+    ):
+        model.export(tmp_path / "m.onnx")
 
 
 def test_build_compares_a_saved_model_with_tensorflow(models: Path, tmp_path: Path) -> None:

@@ -113,24 +113,17 @@ class Model:
         def write() -> Any:
             import tf2onnx
 
-            names = [tensor.partition(":")[0] for tensor in wanted.values()]
+            inputs, outputs = list(given.values()), list(wanted.values())
             with graph.as_default():
-                frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
-                    session, graph.as_graph_def(), names
-                )
-                # calls of functions become what they call
-                frozen = tf2onnx.tf_loader.tf_optimize(
-                    list(given.values()), list(wanted.values()), frozen
-                )
+                frozen = _frozen(session, outputs)
+            whole = _inlined(frozen, inputs, outputs)
+            with tf.Graph().as_default():
+                whole = tf2onnx.tf_loader.tf_optimize(inputs, outputs, whole)
             tf.compat.v1.reset_default_graph()
             made, _ = tf2onnx.convert._convert_common(
-                frozen,
-                name="model",
-                opset=_OPSET,
-                input_names=list(given.values()),
-                output_names=list(wanted.values()),
+                whole, name="model", opset=_OPSET, input_names=inputs, output_names=outputs
             )
-            return made, list(given.values()), list(wanted.values())
+            return made, inputs, outputs
 
         self._call, self._write = run, write
 
@@ -188,8 +181,13 @@ class Model:
 
         try:
             made, inputs, outputs = self._write()
+        except Unable:
+            raise
         except Exception as error:
-            raise Unable(f"cannot be written as ONNX ({_said(error)})") from error
+            raise Unable(
+                f"cannot be written as ONNX ({_said(error)}): build it of operators that ONNX has, "
+                "without variables that change, or save it in Keras's own format (.keras)"
+            ) from error
         foreign = sorted(
             {
                 f"{n.domain}.{n.op_type}"
@@ -218,6 +216,37 @@ class Model:
         made = self._call(**given)
         _write(out, {name: np.asarray(made[name]) for name in self._outputs})
         return {}
+
+
+def _frozen(session: Any, outputs: list[str]) -> Any:
+    """The graph that leads to these outputs, with values in place of its variables."""
+    import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
+
+    names = [tensor.partition(":")[0] for tensor in outputs]
+    used = tf.compat.v1.graph_util.extract_sub_graph(session.graph.as_graph_def(), names)
+    try:
+        return convert_to_constants.convert_variables_to_constants_from_session_graph(
+            session, used, names
+        )
+    except tf.errors.FailedPreconditionError as error:
+        raise Unable(
+            "uses variables that its graph does not restore, as tf.saved_model.save leaves those "
+            "of Keras 3: save it by model.export(), or as .keras"
+        ) from error
+
+
+def _inlined(frozen: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """With what functions do in place of their calls; loops stay, which tf2onnx knows."""
+    import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
+
+    wrapped = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(frozen, name=""), [])
+    ends = [[wrapped.graph.get_tensor_by_name(name) for name in names]
+            for names in (inputs, outputs)]  # fmt: skip
+    return convert_to_constants._run_inline_graph_optimization(
+        wrapped.prune(*ends), lower_control_flow=False, aggressive_inlining=True
+    )
 
 
 def _said(error: BaseException) -> str:
