@@ -179,7 +179,7 @@ class _Build:
         self._kitchen = Kitchen(self._pantry, workshop, scratch=scratch)
         self._bundling = Bundling(request, self._pantry, run=workshop.run, watch=watch)
         self._tracer = Tracer(material.feeds, run=workshop.run)
-        self._notebook = Notebook(request.figures or default_path())
+        self._figures = Notebook(request.figures or default_path()).figures()
 
     def _ranking_estimators(self) -> tuple[Estimator, ...]:
         """Without a recipe that needs ranges nodes are ranked by them, where there can be any."""
@@ -259,7 +259,7 @@ class _Build:
             ram_bytes=profile.budget.ram_mib * limits.MIB,
         )
         forecast = (
-            None if on_target else Forecast(plan, self._tracer, self._notebook, host=read_host())
+            None if on_target else Forecast(plan, self._tracer, self._figures, host=read_host())
         )
         contest = Contest(
             plan=plan,

@@ -6,6 +6,7 @@ in their place, and where nothing is known of the core or the runtime, there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from edgekit.build.estimates.roofline import LITERT, LITERT_IN_PIECES, ONNXRUNTI
 from edgekit.build.host import Host
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import ModelFile
-from edgekit.build.notebook import Notebook, key_of
+from edgekit.build.notebook import Key, key_of
 from edgekit.build.plan import ProfilePlan
 from edgekit.build.report import Estimate, Figure
 from edgekit_contract.errors import Refused
@@ -94,11 +95,12 @@ class Forecast:
     """For one profile."""
 
     def __init__(
-        self, plan: ProfilePlan, tracer: Tracer, notebook: Notebook, *, host: Host
+        self, plan: ProfilePlan, tracer: Tracer, figures: Mapping[Key, Figure], *, host: Host
     ) -> None:
+        """`figures` are what devices measured, see `notebook`."""
         self._profile: Profile = plan.profile
         self._plan, self._host = plan, host
-        self._tracer, self._figures = tracer, notebook.figures()
+        self._tracer, self._figures = tracer, figures
 
     @property
     def is_able(self) -> bool:

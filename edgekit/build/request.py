@@ -84,10 +84,12 @@ class BuildRequest:
                 f"--max-drop {self.max_drop:g} would let everything be lost: give a share below 1, "
                 "such as 1% or 0.01."
             )
-        if not self.search_time_s > 0:
-            raise Misused(f"a search of {self.search_time_s} s: give more than 0.")
-        if not 0 < self.conversion_time_s < math.inf:
-            raise Misused(f"a conversion of {self.conversion_time_s} s: give more than 0.")
+        for what, seconds in (
+            ("search", self.search_time_s),
+            ("conversion", self.conversion_time_s),
+        ):
+            if not 0 < seconds < math.inf:
+                raise Misused(f"a {what} of {seconds} s: give a number of seconds above 0.")
         for flag, value in (("--max-ms", self.max_ms), ("--max-mb", self.max_mb)):
             if value is not None and not value > 0:
                 raise Misused(f"{flag} {value} is not above 0.")

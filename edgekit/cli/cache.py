@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,9 @@ def cache(context: click.Context, as_json: bool) -> None:
 @json_option
 def prune(max_mib: float | None, older_than_days: float | None, as_json: bool) -> None:
     """Drop entries; without an option, until the cache is within its greatest size."""
+    for flag, value in (("--max-mib", max_mib), ("--older-than", older_than_days)):
+        if value is not None and not math.isfinite(value):
+            raise Misused(f"{flag} {value}: give a number.")
     kept = _cache()
     most: int | None = None
     if max_mib is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -46,7 +44,6 @@ def demo(keep: bool, broker: str, as_json: bool) -> None:
             tell("Ctrl-C ends it.")
             _until_interrupted()
 
-    signal.signal(signal.SIGTERM, _interrupt)
     directory = Path(tempfile.mkdtemp(prefix="edgekit-demo-"))
     try:
         result = run_demo(directory, stamped, broker=BrokerKind(broker), linger=linger)
@@ -65,10 +62,6 @@ def _until_interrupted() -> None:
             time.sleep(3600)
     except KeyboardInterrupt:
         pass
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _print(result: DemoResult, *, as_json: bool) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 import click
@@ -50,6 +53,8 @@ def run(table: Mapping[str, str], help_lines: Mapping[str, str]) -> NoReturn:
         help_lines=help_lines,
     )
     group = click.version_option(package_name="edgekit", prog_name="edgekit")(group)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = group.main(prog_name="edgekit", standalone_mode=False)
         sys.stdout.flush()
@@ -80,6 +85,11 @@ def run(table: Mapping[str, str], help_lines: Mapping[str, str]) -> NoReturn:
             EXIT_MISUSED,
         )
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is no less polite than Ctrl-C: what a command has begun is put away."""
+    raise KeyboardInterrupt
 
 
 def _usage(error: click.ClickException) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 import edgekit_profiles
 from edgekit.cli.output import emit, json_option, remark, table
@@ -72,6 +73,9 @@ def new(
 
     if device is not None and directory is None:
         raise Misused("--device is of a fleet: say which with --fleet DIR.")
+    told = click.get_current_context().get_parameter_source("directory")
+    if device is None and told is ParameterSource.COMMANDLINE:
+        raise Misused("--fleet has many devices: say which with --device ID.")
     if device is None or directory is None:
         survey, source = of_this_machine(), "This machine, as it was found"
     else:

@@ -162,7 +162,8 @@ def _of_model(
     path: Path, scratch: Path, workshop: isolation.Workshop, profile: Profile | None
 ) -> _Subject:
     if not path.is_file():
-        raise Misused(f"{path} is not there: name a bundle (.ekb) or a model.")
+        what = "no file" if path.exists() else "not there"
+        raise Misused(f"{path} is {what}: name a bundle (.ekb) or a model.")
     source = open_source(path, scratch=scratch, run=workshop.run)
     runtime = profile.runtime(source.kind) if profile is not None else None
     feed = scratch / "made-up.tensors"

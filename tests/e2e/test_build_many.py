@@ -517,7 +517,10 @@ def is_of(entry: Path, session: int) -> bool:
     return fields[3] == str(session) and fields[0] != "Z"
 
 
-def test_interrupted_farm_leaves_no_process_and_no_scratch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_farm_leaves_no_process_and_no_scratch(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     """Ctrl-C on a terminal goes to all; here only the caller hears it."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     for name in ("a", "b"):
@@ -534,12 +537,12 @@ def test_interrupted_farm_leaves_no_process_and_no_scratch(tmp_path: Path) -> No
             said.append(line)
             if "searching" in line:
                 break
-        caller.send_signal(signal.SIGINT)
+        caller.send_signal(number)
         _, rest = caller.communicate(timeout=SPAWNED_S)
     assert caller.returncode == 130, (said, rest)
+    assert rest.endswith("edgekit: stopped.\n") and "leaked" not in rest
     wait_for_end(caller.pid)
-    assert not list(tmp_path.glob("edgekit-build-*"))
-    assert not list(tmp_path.glob("out/*.ekb"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"a.onnx", "b.onnx"}
 
 
 def test_workers_end_when_their_caller_is_killed(tmp_path: Path) -> None:
