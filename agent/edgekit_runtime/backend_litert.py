@@ -41,11 +41,13 @@ def version() -> str | None:
 def _interpreter_module() -> Any:
     try:
         from ai_edge_litert import interpreter
-    except ImportError:
+    except ModuleNotFoundError:
         try:
             from tflite_runtime import interpreter  # the same API under its old name
         except ImportError as error:
-            raise RuntimeMissing(RuntimeKind.LITERT, "tflite") from error
+            raise RuntimeMissing(RuntimeKind.LITERT, "tflite", error) from error
+    except ImportError as error:
+        raise RuntimeMissing(RuntimeKind.LITERT, "tflite", error) from error
     return interpreter
 
 

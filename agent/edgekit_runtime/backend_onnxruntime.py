@@ -60,7 +60,7 @@ def open_model(path: Path, options: SessionOptions) -> OnnxSession:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise RuntimeMissing(RuntimeKind.ONNXRUNTIME, "onnx") from error
+        raise RuntimeMissing(RuntimeKind.ONNXRUNTIME, "onnx", error) from error
     try:
         ort_format = is_ort_format(path)
         opened = open_with(

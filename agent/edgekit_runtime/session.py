@@ -52,14 +52,19 @@ _MOST_NAMES: Final = 8
 
 
 class RuntimeMissing(Refused):
-    """The runtime is not installed."""
+    """The runtime is not installed, or does not load."""
 
-    def __init__(self, kind: RuntimeKind, extra: str | None = None) -> None:
-        """`extra`: of edgekit's own that has it; None: it is a plug-in."""
+    def __init__(
+        self, kind: RuntimeKind, extra: str | None = None, error: ImportError | None = None
+    ) -> None:
+        """`extra`: edgekit's own that has it; None: it is a plug-in. `error`: of importing it."""
         do = (
             f"pip install 'edgekit[{extra}]'" if extra else "install its plug-in (docs/runtimes.md)"
         )
-        super().__init__(f"{kind.value} is not installed: {do}.")
+        what = "is not installed"
+        if error is not None and not isinstance(error, ModuleNotFoundError):
+            what = f"is installed and does not load ({_first_line(str(error)).rstrip('.')})"
+        super().__init__(f"{kind.value} {what}: {do}.")
         self.kind = kind
 
 

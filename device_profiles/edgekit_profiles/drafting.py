@@ -46,7 +46,10 @@ _LEAST_PYTHON: Final = "3.10"
 
 def draft(survey: Survey, name: str | None, *, taken: frozenset[str] = frozenset()) -> Profile:
     """A profile of the surveyed machine. Without a name it is called after its board, but not as
-    one of `taken`. Errors: `Refused` where it has no runtime; `Misused` for a name that is none."""
+    one of `taken`. Errors: `Refused` where it has no runtime; `Misused` for a name that is none, or
+    taken."""
+    if name in taken:
+        raise Misused(f"{name} is a profile that edgekit ships: choose another name.")
     if not survey.runtimes:
         raise Refused(
             "no runtime is installed there: pip install 'edgekit[onnx]' or 'edgekit[tflite]' in "

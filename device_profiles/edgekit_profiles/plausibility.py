@@ -27,6 +27,7 @@ __all__ = ["mistakes", "near"]
 _CLOCK_MHZ: Final = range(100, 10_001)
 _LIMIT_C: Final = range(30, 126)
 _LEAST_RAM_MIB: Final = 64
+_MOST_RAM_MIB: Final = 1 << 24
 _LEAST_PYTHON: Final = (3, 10)
 _PYTHON: Final = re.compile(r"3\.\d{1,2}\Z")
 _VERSION: Final = re.compile(r"\d{1,5}(\.\d{1,5}){0,3}[0-9A-Za-z.+-]{0,20}\Z")
@@ -110,6 +111,8 @@ def _names(profile: Profile) -> Iterator[str]:
         names.profile_name(profile.name)
     except EdgekitError as error:
         yield f"name: {error}"
+    if not profile.title.isprintable():
+        yield "title has characters that are no text: write it in one line."
     if not profile.runtimes:
         yield "it lists no runtime: add a [[runtimes]] table."
     kinds = [runtime.kind for runtime in profile.runtimes]
@@ -144,7 +147,7 @@ def _core(profile: Profile) -> Iterator[str]:
 
 def _sizes(profile: Profile) -> Iterator[str]:
     cpu, memory, budget = profile.cpu, profile.memory, profile.budget
-    if memory.ram_mib < _LEAST_RAM_MIB:
+    if not _LEAST_RAM_MIB <= memory.ram_mib <= _MOST_RAM_MIB:
         yield f"memory.ram_mib is {memory.ram_mib}: it is in MiB, and 1 GB is 1024."
     if budget.ram_mib > memory.ram_mib:
         yield (
@@ -187,7 +190,7 @@ def _onnx(runtime: Runtime, where: str) -> Iterator[str]:
         return
     for name in (name for name, value in told.items() if value is None):
         yield f"{where} lacks {name}: without it nothing stops a model that is too new."
-    most = most_onnx(runtime.version)
+    most = most_onnx(runtime.version) if _VERSION.match(runtime.version) else None
     for (name, value), known in zip(told.items(), most or (), strict=False):
         if value is not None and value > known:
             yield f"{where}.{name} is {value}, onnxruntime {runtime.version} reads up to {known}."

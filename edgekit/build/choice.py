@@ -24,7 +24,15 @@ from edgekit.build.request import Objective
 from edgekit_contract import limits
 from edgekit_contract.errors import Refused
 
-__all__ = ["Bounds", "NothingFits", "choose", "is_tolerable", "settle", "time_on_device"]
+__all__ = [
+    "Bounds",
+    "NothingFits",
+    "choose",
+    "is_tolerable",
+    "might_be_faster",
+    "settle",
+    "time_on_device",
+]
 
 _EQUAL: Final = 1e-3
 """Metrics nearer than this are one: what a table of three digits shows."""
@@ -86,7 +94,7 @@ def choose(
             candidate,
             outcome=Outcome.LOST,
             reason=_why_not(candidate, winner, on_target),
-            is_open=by_forecast and _is_open(candidate, winner),
+            is_open=by_forecast and might_be_faster(candidate, winner),
         )
         if candidate.outcome is Outcome.CHOSEN
         else candidate
@@ -266,8 +274,8 @@ def _is_surely_faster(candidate: Candidate, other: Candidate) -> bool:
     return mine is not None and its is not None and mine.high < its.low
 
 
-def _is_open(candidate: Candidate, winner: Candidate) -> bool:
-    """Whether it may be the faster one, as far as is known, and a device could tell."""
+def might_be_faster(candidate: Candidate, winner: Candidate) -> bool:
+    """Whether it may be the faster one on a device, as far as is known, and a device could tell."""
     mine, best = time_on_device(candidate), time_on_device(winner)
     if mine is None or best is None:
         return True

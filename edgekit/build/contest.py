@@ -18,12 +18,13 @@ import msgspec
 
 from edgekit.build.accuracy import Accuracy
 from edgekit.build.bench import Bench
-from edgekit.build.choice import Bounds, NothingFits, settle, time_on_device
+from edgekit.build.choice import Bounds, NothingFits, might_be_faster, settle, time_on_device
 from edgekit.build.finals import Finals
 from edgekit.build.forecast import Forecast
 from edgekit.build.kitchen import Variant
 from edgekit.build.model_file import Options
 from edgekit.build.plan import ProfilePlan
+from edgekit.build.ranking import Ranking
 from edgekit.build.report import Candidate, Latency, NodeSensitivity, Outcome
 from edgekit.build.request import Objective
 from edgekit.build.screen import Trial
@@ -107,17 +108,18 @@ class Contest:
             for c in judged
         )
         left_out = [t for t in search.trials if t.title not in accuracies]
+        screened = [self._screened(t, winner, chosen, search.ranking) for t in left_out]
         return Verdict(
             winner=winner.variant,
             candidates=(
                 *judged,
-                *(self._forecast(_left_out(t, winner, search.ranking.ratio), t) for t in left_out),
+                *screened,
                 *self._skipped(search.untried()),
             ),
             accuracy=accuracies[winner.title],
             sensitivity=_sensitivity(noise, winner.variant),
             peak_ram_bytes=peak,
-            contenders=_contenders(judged, ranked),
+            contenders=_contenders([*judged, *screened], [*ranked, *left_out]),
         )
 
     def _held_out(
@@ -142,6 +144,16 @@ class Contest:
             estimate=self.forecast.estimate(trial.variant),
             figure=self.forecast.figure(trial.variant),
         )
+
+    def _screened(
+        self, trial: Trial, winner: Trial, chosen: Candidate, ranking: Ranking
+    ) -> Candidate:
+        """A trial that did not get as far as full figures."""
+        found = self._forecast(_left_out(trial, winner, ranking.ratio, self.on_target), trial)
+        by_forecast = self.objective is Objective.LATENCY and not self.on_target
+        able = found.outcome is Outcome.LOST and ranking.is_fine(trial)
+        is_open = by_forecast and able and might_be_faster(found, chosen)
+        return msgspec.structs.replace(found, is_open=is_open)
 
     def _settled(
         self,
@@ -205,8 +217,9 @@ def _full(trial: Trial, accuracy: Accuracy, latency: Latency | None) -> Candidat
     )
 
 
-def _left_out(trial: Trial, winner: Trial, ratio: Callable[[Trial], float]) -> Candidate:
-    """A trial that did not get as far as full figures."""
+def _left_out(
+    trial: Trial, winner: Trial, ratio: Callable[[Trial], float], on_target: bool
+) -> Candidate:
     found = _full(trial, trial.accuracy, trial.latency if trial.is_timed else None)
     if found.outcome is Outcome.FAILED:
         return found
@@ -214,7 +227,7 @@ def _left_out(trial: Trial, winner: Trial, ratio: Callable[[Trial], float]) -> C
     if trial.closeness_db < winner.closeness_db:
         facts.append(f"{winner.closeness_db - trial.closeness_db:.1f} dB noisier")
     if ratio(trial) > ratio(winner):
-        facts.append("slower")
+        facts.append("slower" if on_target else "slower by estimate")
     if trial.size_bytes > winner.size_bytes:
         facts.append("larger")
     told = " and ".join(facts) or "no better"

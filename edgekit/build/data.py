@@ -49,12 +49,15 @@ class Data:
     """All that the rows are read from, and the name of each that matters; none: a callable."""
     read_as: str = ""
     """How files become rows, where that is not a matter of the files alone."""
+    takes_missing: bool = False
+    """Whether NaN is a missing value to the model that they are for."""
 
     def samples(
         self, inputs: Sequence[TensorSpec], *, limit: int | None = None
     ) -> Iterator[Sample]:
         """At most `limit` samples for a model with these inputs. Errors: `DataRejected`."""
-        for index, sample in enumerate(fit(self.rows(), inputs, title=self.title)):
+        found = fit(self.rows(), inputs, title=self.title, takes_missing=self.takes_missing)
+        for index, sample in enumerate(found):
             if limit is not None and index >= limit:
                 return
             yield sample

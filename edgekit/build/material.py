@@ -45,6 +45,16 @@ _COMPARED: Final = 256
 """Samples that a converted model is compared with its framework on, at most,"""
 _COMPARED_BYTES: Final = 64 * limits.MIB
 """and how much they may hold together."""
+_FOR_MISSING: Final = frozenset(
+    {
+        "IsNaN",
+        "ai.onnx.ml:Imputer",
+        "ai.onnx.ml:TreeEnsemble",
+        "ai.onnx.ml:TreeEnsembleClassifier",
+        "ai.onnx.ml:TreeEnsembleRegressor",
+    }
+)
+"""Operators that make something of NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +190,14 @@ def gather(
     for held, kind in ((inputs, "input"), (source.signature.outputs, "output")):
         if not held:
             raise Refused(f"{source.title} has no {kind}: export it with what it takes and gives.")
+    given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
+    if source.kind is RuntimeKind.ONNXRUNTIME:
+        given_facts = read_facts(source.path)
+    if not _FOR_MISSING.isdisjoint(given_facts.operators):
+        calibration, validation = (
+            replace(data, takes_missing=True) if data is not None else None
+            for data in (calibration, validation)
+        )
     data = validation or calibration
     if calibration is not None:
         calibration.first(inputs)
@@ -203,7 +221,6 @@ def gather(
         *_remarks(source.title, tried, references, has_data=data is not None),
     )
     normalized = Normalized(path=source.path, steps=(), remarks=())
-    given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
         if normalizes and tried.repeats:
             normalized = shelf.normalize(
@@ -214,7 +231,7 @@ def gather(
                 run_s=tried.run_s,
                 clock=clock,
             )
-        given_facts, normalized_facts = read_facts(source.path), read_facts(normalized.path)
+        normalized_facts = read_facts(normalized.path)
     elif source.kind is RuntimeKind.LITERT:
         found = read_litert(source.path, run)
         if found is not None:
@@ -268,7 +285,7 @@ def _compared(
                 break
             feeds.append(scratch / f"compared{len(feeds)}.npz")
             write_tensors(feeds[-1], sample.feeds)
-    yield source.conversion.check(source.path, feeds, data=named, run=run)
+    yield source.conversion.check(source.path, feeds, data=named, made_up=data is None, run=run)
 
 
 def _try_out(source: Source, given: Sequence[Path], scratch: Path, run: isolation.Run) -> Tried:

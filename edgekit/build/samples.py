@@ -81,19 +81,22 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def fit(rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str) -> Iterator[Sample]:
+def fit(
+    rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str, takes_missing: bool = False
+) -> Iterator[Sample]:
     """Samples for a model with these inputs.
 
     A row's array has the input's rank, or one less: then it is one element of the input's first
     axis, which is 1 long, or as long as the model fixes it (rows are gathered; what is left over at
-    the end is dropped). `title` names the data in messages. Errors: `DataRejected`.
+    the end is dropped). `title` names the data in messages; `takes_missing` says that NaN is a
+    missing value to the model. Errors: `DataRejected`.
     """
     batch = 1
     gathered: list[Row] = []
     number = 0
     for index, row in enumerate(rows):
         where = f"{title}, sample {index}"
-        checked = {spec.name: _checked(row, spec, where) for spec in inputs}
+        checked = {spec.name: _checked(row, spec, where, takes_missing) for spec in inputs}
         if index == 0:
             batch = _batch(checked, inputs, where)
         if LABELS in row and LABELS not in checked:
@@ -105,7 +108,7 @@ def fit(rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str) -> Ite
             number += 1
 
 
-def _checked(row: Row, spec: TensorSpec, where: str) -> np.ndarray:
+def _checked(row: Row, spec: TensorSpec, where: str, takes_missing: bool) -> np.ndarray:
     if spec.name not in row:
         held = ", ".join(sorted(row)) or "nothing"
         raise DataRejected(
@@ -123,11 +126,14 @@ def _checked(row: Row, spec: TensorSpec, where: str) -> np.ndarray:
             f"{where} has shape {list(array.shape)} for the input {spec.name!r}; the model takes "
             f"{_shape_text(spec.shape)}, or without the first axis one row of it."
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataRejected(
-            f"{where} has NaN or infinity in {spec.name!r}: clean the data, they would spoil "
-            "every range and comparison."
-        )
+    if array.dtype.kind == "f":
+        spoilt = np.isinf(array) if takes_missing else ~np.isfinite(array)
+        if spoilt.any():
+            what = "infinity" if takes_missing else "NaN or infinity"
+            raise DataRejected(
+                f"{where} has {what} in {spec.name!r}, which means nothing to this model and would "
+                "spoil every range and comparison: clean the data."
+            )
     return array
 
 

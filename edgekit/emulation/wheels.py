@@ -21,7 +21,7 @@ from typing import Final
 
 from edgekit.emulation import commands, layers
 from edgekit.emulation.debian import Suite
-from edgekit_contract.errors import Misused
+from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.profile import Runtime, RuntimeKind
 
 __all__ = ["make_own", "make_wheels", "own_layer", "wheels_layer"]
@@ -101,7 +101,15 @@ def _install(title: str, directory: Path, suite: Suite, wanted: Sequence[str]) -
     command += ["--disable-pip-version-check", "--only-binary=:all:", f"--target={directory}"]
     command += ["--implementation=cp", f"--python-version={suite.python}"]
     command += [f"--platform={name}" for name in (*platforms, "manylinux2014_aarch64")]
-    commands.run(title, [*command, *wanted], timeout_s=_TIMEOUT_S)
+    try:
+        commands.run(title, [*command, *wanted], timeout_s=_TIMEOUT_S)
+    except Refused as error:
+        if "No matching distribution" not in str(error):
+            raise
+        raise Refused(
+            f"{error} Name a version in the profile that PyPI has wheels of for Python "
+            f"{suite.python} on aarch64."
+        ) from error
 
 
 def _own_code() -> Iterator[bytes]:

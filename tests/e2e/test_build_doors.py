@@ -16,6 +16,7 @@ from doors import DOORS, assert_compared, built, right, through_the_door
 from parts import need_package
 from real_models import package_directory
 
+from edgekit.build.samples import DataRejected
 from edgekit.release.keys import PrivateKey, new_key
 from edgekit_contract.errors import Refused
 from edgekit_contract.profile import RuntimeKind
@@ -154,6 +155,28 @@ def test_xgboost_file_gives_what_its_booster_gives(
     found = through_the_door(tmp_path / name, data, tmp_path, workshop)
     assert_compared(found.normalized.remarks, "xgboost", min(256, found.count))
     assert right(found, "probabilities") > 0.85
+
+
+def test_missing_values_are_data_to_trees(tmp_path: Path, workshop: Workshop) -> None:
+    need_package("xgboost", install=DOORS)
+    need_package("onnxmltools", install=DOORS)
+    import xgboost
+
+    features, classes, seen, labels = (part.copy() for part in door_models.tables("digits"))
+    for part in (features, seen):
+        part[::3, 20:40] = np.nan
+    xgboost.XGBClassifier(n_estimators=8, n_jobs=1).fit(features, classes).save_model(
+        tmp_path / "m.ubj"
+    )
+    np.savez(tmp_path / "rows.npz", features=seen, labels=labels)
+    found = through_the_door(tmp_path / "m.ubj", str(tmp_path / "rows.npz"), tmp_path, workshop)
+    assert_compared(found.normalized.remarks, "xgboost", 256)
+    seen[0, 0] = np.inf
+    np.savez(tmp_path / "rows.npz", features=seen, labels=labels)
+    again = tmp_path / "again"
+    again.mkdir()
+    with pytest.raises(DataRejected, match="has infinity in 'features'"):
+        through_the_door(tmp_path / "m.ubj", str(tmp_path / "rows.npz"), again, workshop)
 
 
 @pytest.mark.parametrize("table", ["breast_cancer", "digits"])

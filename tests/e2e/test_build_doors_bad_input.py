@@ -63,7 +63,7 @@ def refusal(
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("without_inputs", "returned a module without example inputs: return (module, inputs)"),
+        ("without_inputs", "returned a module with no example inputs: return (module, inputs)"),
         ("a_number", "returned a int: return a model of LightGBM, PyTorch"),
         ("raising", "raised RuntimeError: weights.npz is not there: mend that function."),
         ("no_such_function", "cannot be imported (AttributeError"),

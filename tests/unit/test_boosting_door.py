@@ -12,6 +12,7 @@ from parts import need_package
 
 from edgekit_contract.profile import RuntimeKind
 from edgekit_converters.sources.doors import boosting
+from edgekit_converters.sources.doors.door import NotConvertible
 from edgekit_runtime.session import open_session
 
 DOORS = "'edgekit[boosting]'"
@@ -94,6 +95,13 @@ def test_softmax_gives_probabilities_and_all_outputs_are_compared(
     assert np.abs(got["probabilities"].sum(axis=1) - 1).max() < 1e-5
     assert want.keys() == got.keys()
     assert np.abs(got["probabilities"] - want["probabilities"]).max() < 1e-5
+
+
+def test_a_model_of_several_targets_is_refused(table: tuple[np.ndarray, np.ndarray]) -> None:
+    xgboost = needed("xgboost")
+    made = xgboost.XGBRegressor(n_estimators=3).fit(table[0], table[0][:, :2])
+    with pytest.raises(NotConvertible, match="models of one target, and this has 2"):
+        boosting._xgboost_object(made, "m")
 
 
 def test_classes_keep_their_numbers(table: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

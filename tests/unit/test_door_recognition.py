@@ -181,6 +181,21 @@ def test_weights_that_config_json_names_elsewhere_are_refused(tmp_path: Path) ->
         open_source(place, scratch=tmp_path)
 
 
+def test_an_archive_that_is_cut_is_not_taken_for_one_inside_it(tmp_path: Path) -> None:
+    """A .pt2 holds archives of torch.save, as they are."""
+    inner = tmp_path / "inner.pt"
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("inner/data.pkl", b"\x80\x02.")
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/archive_format", "pt2")
+        archive.write(inner, "m/data/weights.pt")
+        archive.writestr("m/" + "x" * 100, b"")
+    whole = (tmp_path / "m.pt2").read_bytes()
+    (tmp_path / "m.pt2").write_bytes(whole[:-60])
+    with pytest.raises(Refused, match=r"m\.pt2 is a ZIP archive that is cut short or damaged"):
+        open_source(tmp_path / "m.pt2", scratch=tmp_path)
+
+
 def test_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.onnx")
     with pytest.raises(Misused, match="neither a file nor a directory"):

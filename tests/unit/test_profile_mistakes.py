@@ -46,6 +46,7 @@ MISTAKES = {
     ("threads = 4", "threads = 8"): "has 8 threads, the machine 4 cores",
     ("ram_mib = 768", "ram_mib = 4096"): "budget.ram_mib is 4096, more than the 2048 MiB",
     ("ram_mib = 2048", "ram_mib = 8"): "memory.ram_mib is 8: it is in MiB",
+    ("ram_mib = 2048", "ram_mib = 99999999999"): "memory.ram_mib is 99999999999: it is in MiB",
     ("bundle_mib = 256", "bundle_mib = 9000"): "a bundle holds at most 4096 MiB",
     ("max_opset = 28", ""): "lacks max_opset",
     ("max_opset = 28", "max_opset = 29"): "is 29, onnxruntime 1.32.0 reads up to 28",

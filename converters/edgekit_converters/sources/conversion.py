@@ -17,7 +17,7 @@ import msgspec
 from edgekit_contract.errors import Refused
 from edgekit_converters import isolation
 from edgekit_converters.sources import doors
-from edgekit_converters.sources.agreement import Agreement
+from edgekit_converters.sources.agreement import Agreement, Disagrees
 from edgekit_converters.sources.doors.door import Door
 from edgekit_converters.sources.workbench import Converted, Given
 
@@ -52,7 +52,13 @@ class Conversion:
         return self.converted.door
 
     def check(
-        self, model: Path, feeds: Sequence[Path], *, data: str, run: isolation.Run = isolation.run
+        self,
+        model: Path,
+        feeds: Sequence[Path],
+        *,
+        data: str,
+        made_up: bool = False,
+        run: isolation.Run = isolation.run,
     ) -> str:
         """Compare `model` with its framework on these tensor files; a sentence for the report.
 
@@ -68,10 +74,20 @@ class Conversion:
         try:
             found = run(step, f"{_WORKBENCH}:check", words, self.bounds)
         except isolation.StepFailed as error:
-            raise Refused(f"{step} failed: {error.detail}; {_remedy(error, self.given)}") from error
+            check = "give --validation data" if made_up else "check that the data are what it takes"
+            raise Refused(
+                f"{step} failed: {error.detail}; {check}, or {_remedy(error, self.given)}"
+            ) from error
         agreed = msgspec.convert(found, Agreement)
         jumps = doors.find_door(self.converted.door).jumps
-        agreed.demand(self.given.title, self.framework, jumps=jumps)
+        try:
+            agreed.demand(self.given.title, self.framework, jumps=jumps)
+        except Disagrees as error:
+            if not made_up:
+                raise
+            raise Refused(
+                f"{error} But inputs were made up: if it takes others, give --validation data."
+            ) from error
         return agreed.sentence(self.framework, data)
 
 

@@ -41,6 +41,11 @@ def zip_names(path: Path) -> Sequence[str]:
             f"{path.name} is a ZIP archive that is cut short or damaged ({error}): "
             "export or download it again."
         ) from error
+    if entries and min(entry.header_offset for entry in entries) > 0:
+        raise Refused(
+            f"{path.name} is a ZIP archive that is cut short or damaged (its directory is that of "
+            "another one inside): export or download it again."
+        )
     unpacked = sum(entry.file_size for entry in entries)
     if len(entries) > _MAX_ENTRIES or unpacked > limits.MAX_BUNDLE_BYTES:
         raise Refused(

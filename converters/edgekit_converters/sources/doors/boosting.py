@@ -5,6 +5,7 @@ Source: XGBoost documentation, "Introduction to Model IO"; LightGBM, `Booster.sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from edgekit_converters.sources.doors.scikit_learn import FEATURES, open_batch, 
 __all__ = ["DOORS"]
 
 _OPSET: Final = 15
+_PLACE: Final = re.compile(r"^\[[^\]]*\] (\S+:\d+: )?")
 _UBJSON_LEARNER: Final = b"learner{"
 _REMEDY: Final = "train it with another objective or booster, or export it to ONNX yourself"
 
@@ -62,9 +64,9 @@ def _open_lightgbm(path: Path) -> _LightGBM:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = next((line for line in lines if not line.startswith("[")), lines[0] if lines else "")
-    return text.partition("] ")[2][:200] or text[:200] or type(error).__name__
+    """Less XGBoost's time and place."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return _PLACE.sub("", line)[:200].rstrip(".") or type(error).__name__
 
 
 class _Trees:
@@ -128,6 +130,13 @@ class _XGBoost(_Trees):
         self._remarks += remarks
         learner = json.loads(booster.save_config())["learner"]
         self._objective = str(learner["objective"]["name"])
+        targets = int(learner["learner_model_param"].get("num_target", 1))
+        if targets > 1:
+            raise NotConvertible(
+                title,
+                f"onnxmltools writes models of one target, and this has {targets}",
+                "train one for each, or export it to ONNX yourself",
+            )
         if self._objective == "multi:softmax":  # whose margins the converter calls probabilities
             self._objective = "multi:softprob"
             booster.set_param({"objective": self._objective})

@@ -74,8 +74,10 @@ def _open_object(value: Any, name: str) -> Opened:
         if isinstance(inputs, tuple | list)
         else []
     )
-    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        raise Refused(f"{name} returned a module without example inputs: {_WANTED}.")
+    other = next((leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)), None)
+    if not leaves or other is not None:
+        what = f"an input that is a {type(other).__name__}" if leaves else "no example inputs"
+        raise Refused(f"{name} returned a module with {what}: {_WANTED}.")
     args, words = ((), inputs) if isinstance(inputs, dict) else (tuple(leaves), {})
     shapes = rest[1] if len(rest) > 1 else None
     made = Module(module, name, args, words, shapes=shapes)
