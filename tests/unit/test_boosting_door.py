@@ -104,6 +104,16 @@ def test_a_model_of_several_targets_is_refused(table: tuple[np.ndarray, np.ndarr
         boosting._xgboost_object(made, "m")
 
 
+@pytest.mark.parametrize("objective", ["binary:logitraw", "binary:hinge", "rank:pairwise"])
+def test_an_objective_that_becomes_another_is_refused(
+    objective: str, table: tuple[np.ndarray, np.ndarray]
+) -> None:
+    xgboost = needed("xgboost")
+    made = xgboost.train({"objective": objective}, xgboost.DMatrix(table[0], label=table[1]), 2)
+    with pytest.raises(NotConvertible, match=f"writes {objective} as probabilities of classes"):
+        boosting._xgboost_object(made, "m")
+
+
 def test_classes_keep_their_numbers(table: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     lightgbm = needed("lightgbm")
     for classes in (np.where(table[1], 7, 3), np.where(table[1], 7, 3) + 10 * (table[0][:, 1] > 0)):

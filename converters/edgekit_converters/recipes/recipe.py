@@ -57,6 +57,8 @@ class Needs:
                 if not held and facts.other_weights:
                     kinds = " and ".join(facts.other_weights)
                     return f"the model's weights are {kinds} already, not float32"
+                if self.runtime is RuntimeKind.LITERT:  # whose operators have other names
+                    return "the model has no float32 weights to narrow"
                 return "the model has no float32 weights in " + ", ".join(sorted(self.weighted))
         if self.min_opset is not None and (facts.opset or 0) < self.min_opset:
             return f"it needs opset {self.min_opset}, the model could not be raised above " + str(

@@ -207,7 +207,13 @@ def _of_conversion(
 ) -> Source:
     """`origin` is None for a callable."""
     title = made.given.title
-    closed = _close(made.path, title, scratch, run, embedded_bytes)
+    try:
+        closed = _close(made.path, title, scratch, run, embedded_bytes)
+    except isolation.StepRefused as error:
+        raise Refused(
+            f"what {title} was converted to is no model that can be built ({error}) Write that "
+            "part of it otherwise, or convert it to ONNX yourself."
+        ) from error
     if origin is None:
         digest = sha256_of(closed.path)
         if made.converted.module_file is not None:

@@ -22,6 +22,7 @@ __all__ = ["DOORS"]
 _OPSET: Final = 15
 _PLACE: Final = re.compile(r"^\[[^\]]*\] (\S+:\d+: )?")
 _UBJSON_LEARNER: Final = b"learner{"
+_AS_CLASSES: Final = frozenset({"binary:logitraw", "binary:hinge", "survival:cox"})
 _REMEDY: Final = "train it with another objective or booster, or export it to ONNX yourself"
 
 
@@ -136,6 +137,10 @@ class _XGBoost(_Trees):
                 title,
                 f"onnxmltools writes models of one target, and this has {targets}",
                 "train one for each, or export it to ONNX yourself",
+            )
+        if self._objective in _AS_CLASSES or self._objective.startswith("rank:"):
+            raise NotConvertible(
+                title, f"onnxmltools writes {self._objective} as probabilities of classes", _REMEDY
             )
         if self._objective == "multi:softmax":  # whose margins the converter calls probabilities
             self._objective = "multi:softprob"
