@@ -227,11 +227,11 @@ def measured(name: str) -> dict[str, Any]:
         with contextlib.redirect_stdout(sys.stderr):
             given = make(Path(directory))
         done = subprocess.run(
-            [sys.executable, __file__, "--alone", given.model, given.data],
+            [sys.executable, str(Path(__file__).resolve()), "--alone", given.model, given.data],
             check=True,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parent,
+            cwd=directory,
         )
     return {"model": name, "door": door, **json.loads(done.stdout.splitlines()[-1])}
 

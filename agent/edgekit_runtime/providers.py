@@ -161,15 +161,15 @@ def _busy(session: Any, open_aloud: Callable[[], Any]) -> set[str] | None:
     Before 1.24 only the log of a session being opened tells, so `open_aloud` opens another one: the
     level is a session's for life, and would have every run logged.
     """
-    if hasattr(session, "get_provider_graph_assignment_info"):
-        try:
+    try:
+        if hasattr(session, "get_provider_graph_assignment_info"):
             return {part.ep_name for part in session.get_provider_graph_assignment_info()}
-        except Exception:  # it did not record
-            return None
-    with _standard_error() as said:
-        open_aloud()
-        said.seek(0)
-        return {name.decode() for name in _PLACED.findall(said.read())} or None
+        with _standard_error() as said:
+            open_aloud()
+            said.seek(0)
+            return {name.decode() for name in _PLACED.findall(said.read())} or None
+    except Exception:  # it did not record, or there is no room for another session or for its log
+        return None
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class ModelFacts:
     """Number formats other than float32 that such operators' weights have, such as `float16`."""
     parameters: int = 0
     """Elements of all initializers."""
+    may_miss: frozenset[str] = frozenset()
+    """Inputs to which NaN is a missing value."""
 
 
 def read_facts(path: Path) -> ModelFacts:
@@ -91,6 +93,7 @@ def read_facts(path: Path) -> ModelFacts:
         nested_weighted=nested,
         other_weights=_other_weights(model.graph),
         parameters=sum(math.prod(t.dims) for g in graph.graphs(model.graph) for t in g.initializer),
+        may_miss=graph.inputs_for_missing(model),
     )
 
 

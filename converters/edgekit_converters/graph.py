@@ -35,6 +35,7 @@ __all__ = [
     "densify",
     "graphs",
     "initializers",
+    "inputs_for_missing",
     "name_nodes",
     "nested",
     "operators",
@@ -50,6 +51,16 @@ _RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
      "Bernoulli", "Dropout"}
 )  # fmt: skip
+_FOR_MISSING: Final = frozenset(
+    {"Imputer", "IsNaN", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"}
+)
+_CARRYING: Final = frozenset(
+    """
+    ArrayFeatureExtractor Cast Concat FeatureVectorizer Flatten Gather Identity Reshape Scaler Slice
+    Split Squeeze Transpose Unsqueeze
+    """.split()
+)
+"""Operators that leave a NaN what it is, where it was."""
 _MIN_IR: Final = 4
 """From IR 4 on, initializers need not be graph inputs, and so are constants."""
 
@@ -97,6 +108,23 @@ def operators(model: ModelProto) -> Counter[str]:
         for graph in graphs(model.graph)
         for node in graph.node
     )
+
+
+def inputs_for_missing(model: ModelProto) -> frozenset[str]:
+    """Inputs whose NaN are missing values to the model: they reach, as they are, a tree, an imputer
+    or a test for NaN."""
+    found = set()
+    for value in model.graph.input:
+        reached, grew = {value.name}, True
+        while grew:
+            fed = [node for node in model.graph.node if not reached.isdisjoint(node.input)]
+            if any(node.op_type in _FOR_MISSING for node in fed):
+                found.add(value.name)
+                break
+            passed = {out for node in fed if node.op_type in _CARRYING for out in node.output}
+            grew = not passed <= reached
+            reached |= passed
+    return frozenset(found)
 
 
 def random_operators(model: ModelProto) -> tuple[str, ...]:

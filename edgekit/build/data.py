@@ -49,14 +49,14 @@ class Data:
     """All that the rows are read from, and the name of each that matters; none: a callable."""
     read_as: str = ""
     """How files become rows, where that is not a matter of the files alone."""
-    takes_missing: bool = False
-    """Whether NaN is a missing value to the model that they are for."""
+    may_miss: frozenset[str] = frozenset()
+    """Inputs of the model that they are for to which NaN is a missing value."""
 
     def samples(
         self, inputs: Sequence[TensorSpec], *, limit: int | None = None
     ) -> Iterator[Sample]:
         """At most `limit` samples for a model with these inputs. Errors: `DataRejected`."""
-        found = fit(self.rows(), inputs, title=self.title, takes_missing=self.takes_missing)
+        found = fit(self.rows(), inputs, title=self.title, may_miss=self.may_miss)
         for index, sample in enumerate(found):
             if limit is not None and index >= limit:
                 return

@@ -45,16 +45,6 @@ _COMPARED: Final = 256
 """Samples that a converted model is compared with its framework on, at most,"""
 _COMPARED_BYTES: Final = 64 * limits.MIB
 """and how much they may hold together."""
-_FOR_MISSING: Final = frozenset(
-    {
-        "IsNaN",
-        "ai.onnx.ml:Imputer",
-        "ai.onnx.ml:TreeEnsemble",
-        "ai.onnx.ml:TreeEnsembleClassifier",
-        "ai.onnx.ml:TreeEnsembleRegressor",
-    }
-)
-"""Operators that make something of NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +183,8 @@ def gather(
     given_facts = normalized_facts = ModelFacts(size_bytes=source.path.stat().st_size)
     if source.kind is RuntimeKind.ONNXRUNTIME:
         given_facts = read_facts(source.path)
-    if not _FOR_MISSING.isdisjoint(given_facts.operators):
         calibration, validation = (
-            replace(data, takes_missing=True) if data is not None else None
+            replace(data, may_miss=given_facts.may_miss) if data is not None else None
             for data in (calibration, validation)
         )
     data = validation or calibration

@@ -6,7 +6,7 @@ Invariant: a `Sample` fits the model's inputs and holds no NaN and no infinity.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -82,21 +82,21 @@ class Digest:
 
 
 def fit(
-    rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str, takes_missing: bool = False
+    rows: Iterator[Row], inputs: Sequence[TensorSpec], *, title: str, may_miss: Container[str] = ()
 ) -> Iterator[Sample]:
     """Samples for a model with these inputs.
 
     A row's array has the input's rank, or one less: then it is one element of the input's first
     axis, which is 1 long, or as long as the model fixes it (rows are gathered; what is left over at
-    the end is dropped). `title` names the data in messages; `takes_missing` says that NaN is a
-    missing value to the model. Errors: `DataRejected`.
+    the end is dropped). `title` names the data in messages; of the inputs in `may_miss` NaN
+    is a missing value. Errors: `DataRejected`.
     """
     batch = 1
     gathered: list[Row] = []
     number = 0
     for index, row in enumerate(rows):
         where = f"{title}, sample {index}"
-        checked = {spec.name: _checked(row, spec, where, takes_missing) for spec in inputs}
+        checked = {spec.name: _checked(row, spec, where, spec.name in may_miss) for spec in inputs}
         if index == 0:
             batch = _batch(checked, inputs, where)
         if LABELS in row and LABELS not in checked:
@@ -108,7 +108,7 @@ def fit(
             number += 1
 
 
-def _checked(row: Row, spec: TensorSpec, where: str, takes_missing: bool) -> np.ndarray:
+def _checked(row: Row, spec: TensorSpec, where: str, may_miss: bool) -> np.ndarray:
     if spec.name not in row:
         held = ", ".join(sorted(row)) or "nothing"
         raise DataRejected(
@@ -127,9 +127,9 @@ def _checked(row: Row, spec: TensorSpec, where: str, takes_missing: bool) -> np.
             f"{_shape_text(spec.shape)}, or without the first axis one row of it."
         )
     if array.dtype.kind == "f":
-        spoilt = np.isinf(array) if takes_missing else ~np.isfinite(array)
+        spoilt = np.isinf(array) if may_miss else ~np.isfinite(array)
         if spoilt.any():
-            what = "infinity" if takes_missing else "NaN or infinity"
+            what = "infinity" if may_miss else "NaN or infinity"
             raise DataRejected(
                 f"{where} has {what} in {spec.name!r}, which means nothing to this model and would "
                 "spoil every range and comparison: clean the data."

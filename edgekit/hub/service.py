@@ -62,7 +62,8 @@ _KINDS: Final[dict[Kind, type[Status | Reported | Health | Event]]] = {
     Kind.HEALTH: Health,
     Kind.EVENT: Event,
 }
-_MOST_ANSWERS: Final = 1_000
+_MOST_ANSWERS: Final = 16
+"""Of a device, that wait to be written: more nobody asked for."""
 _log = logging.getLogger(__name__)
 
 R = TypeVar("R")
@@ -106,7 +107,6 @@ class Service:
         """Measurements that devices were asked for."""
         self._answers: dict[tuple[str, str], Benched] = {}
         """Of a device to an order, not written yet."""
-        """Device to the newest answer that is not written yet."""
         self._renew_at = 0.0
         self._ending: set[str] = set()
         self.link = Link(
@@ -185,7 +185,7 @@ class Service:
         at = self.now()
         if kind is Kind.BENCHED:
             answer = messages.decode(body, Benched)
-            if len(self._answers) < _MOST_ANSWERS:  # more than that nobody asked for
+            if sum(of == device for of, _ in self._answers) < _MOST_ANSWERS:
                 self._answers[device, answer.id] = answer
                 self._wake.set()
             return

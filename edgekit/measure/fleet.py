@@ -27,7 +27,6 @@ from edgekit.hub.registry import DeviceRow
 from edgekit.hub.store import Store
 from edgekit.release.keys import PrivateKey
 from edgekit.release.storage import write_file
-from edgekit_contract.compatibility import version_tuple
 from edgekit_contract.errors import Misused, Refused
 from edgekit_contract.manifest import Manifest
 from edgekit_contract.messages import Bench, Benched
@@ -191,8 +190,10 @@ def _measured(candidate: _Candidate, device: str, answer: Benched) -> DeviceMeas
         runtime = candidate.manifest.runtime.value
         if not ordered or answer.runs < 1:
             reason = "what it sent is no latency"
-        elif kind != runtime or not version_tuple(version):
-            reason = f"it says that {answer.runtime or 'no runtime'} ran it, and not {runtime}"
+        elif kind != runtime:
+            reason = f"it says that {kind or 'no runtime'} ran it, and not {runtime}"
+        elif not version:
+            reason = f"it does not say which version of {runtime} ran it"
     if answer.median_ms is not None and not reason:
         figure = Figure(
             median_ms=answer.median_ms,

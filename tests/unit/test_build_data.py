@@ -11,12 +11,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from edgekit.build.data import open_data
 from edgekit.build.samples import DataRejected, Digest, Row, Sample, fit
 from edgekit_contract.errors import Misused
 from edgekit_contract.manifest import AudioPreprocess, ImagePreprocess, TensorSpec
+from edgekit_converters.graph import inputs_for_missing
 
 X = TensorSpec(name="x", dtype="float32", shape=("batch", 3))
 
@@ -257,3 +259,32 @@ def test_callable_is_called_anew_for_each_pass(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "feed_of_test", module)
     data = open_data("feed_of_test:feed")
     assert [len(list(data.samples((X,)))) for _ in range(2)] == [3, 3]
+
+
+def test_nan_is_a_missing_value_only_where_the_model_says_so() -> None:
+    rows: list[Row] = [{"x": np.float32([1, np.nan, 3])}]
+    with pytest.raises(DataRejected, match="has NaN or infinity in 'x', which means nothing to"):
+        list(fit(iter(rows), (X,), title="data"))
+    (sample,) = fit(iter(rows), (X,), title="data", may_miss={"x"})
+    assert np.isnan(sample.feeds["x"]).any()
+    rows = [{"x": np.float32([1, np.inf, 3])}]
+    with pytest.raises(DataRejected, match="has infinity in 'x'"):
+        list(fit(iter(rows), (X,), title="data", may_miss={"x"}))
+
+
+def test_a_test_for_nan_in_the_midst_of_a_model_says_nothing_of_its_inputs() -> None:
+    """PyTorch writes one behind the softmax of attention."""
+    nodes = {
+        "asked": [("Identity", ["x"], "a"), ("IsNaN", ["a"], "b"), ("Not", ["b"], "y")],
+        "amid": [("Softmax", ["x"], "a"), ("IsNaN", ["a"], "b"), ("Not", ["b"], "y")],
+    }
+    found = {}
+    for name, steps in nodes.items():
+        graph = helper.make_graph(
+            [helper.make_node(op, inputs, [out]) for op, inputs, out in steps],
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+            [helper.make_tensor_value_info("y", TensorProto.BOOL, ["batch", 3])],
+        )
+        found[name] = inputs_for_missing(helper.make_model(graph))
+    assert found == {"asked": {"x"}, "amid": set()}

@@ -23,46 +23,7 @@ from edgekit_converters.sources.doors import tensorflow
 from edgekit_runtime.session import open_session
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-_OTHERS = """
-import sys, keras, tensorflow as tf
-out = sys.argv[1]
-keras.utils.set_random_seed(1)
-for kind in ("LSTM", "GRU"):
-    layer = getattr(keras.layers, kind)(5)
-    keras.Sequential([keras.Input((6, 4), name="x"), layer]).export(f"{out}/{kind}", verbose=False)
-looking_up = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(7, 2)])
-looking_up.export(f"{out}/Embedding", verbose=False)
-tf.saved_model.save(looking_up, f"{out}/unrestored")
-doubled = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
-doubled.save(f"{out}/lambda.keras")
-doubled.save(f"{out}/lambda.h5")
-
-class Writing(tf.Module):
-    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
-    def serve(self, x):
-        tf.io.write_file(f"{out}/written", "while it runs")
-        return {"y": x * self.v}
-
-writing = Writing()
-writing.v = tf.Variable(2.0)
-tf.saved_model.save(writing, f"{out}/when-run", signatures={"serving_default": writing.serve})
-layer = keras.layers.TFSMLayer(f"{out}/when-run", call_endpoint="serving_default")
-opening = keras.Sequential([keras.Input((4,)), layer])
-opening.save(f"{out}/opening.keras")
-
-v1 = tf.compat.v1
-with tf.Graph().as_default(), v1.Session() as session:
-    x = v1.placeholder(tf.float32, [None, 4], name="x")
-    y = x * v1.get_variable("v", initializer=2.0)
-    write = tf.raw_ops.WriteFile(filename=f"{out}/written", contents="while it loads")
-    session.run(v1.global_variables_initializer())
-    builder = v1.saved_model.Builder(f"{out}/when-loaded")
-    signature = v1.saved_model.predict_signature_def({"x": x}, {"y": y})
-    builder.add_meta_graph_and_variables(
-        session, ["serve"], {"serving_default": signature}, main_op=write
-    )
-    builder.save()
-"""
+OTHERS = Path(__file__).parents[1] / "tensorflow_files.py"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +36,7 @@ def models(empty_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("EDGEKIT_CACHE", str(cache))
         python = environments.find(environments.TENSORFLOW)
         assert python is not None
-        subprocess.run([python, "-I", "-c", _OTHERS, home], check=True, capture_output=True)
+        subprocess.run([python, "-I", OTHERS, home], check=True, capture_output=True)
         yield door_models.keras_digits(home)
 
 
@@ -134,14 +95,43 @@ def test_lambda_layer_is_code_and_refused(name: str, models: Path, tmp_path: Pat
         tensorflow.TensorFlowModel(models / name, home=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["when-run", "when-loaded"])
-def test_a_graph_that_would_write_a_file_is_refused(
-    name: str, models: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("when-run", "WriteFile"),
+        ("when-loaded", "WriteFile"),
+        ("gradient", "SymbolicGradient"),
+        ("reading", "ImmutableConst"),
+    ],
+)
+def test_a_graph_that_would_reach_more_than_tensors_is_refused(
+    name: str, operator: str, models: Path, tmp_path: Path
 ) -> None:
     (models / "written").unlink(missing_ok=True)
-    with pytest.raises(Refused, match=rf"{name} runs the operator WriteFile, which could reach"):
+    with pytest.raises(Refused, match=rf"{name} runs the operator {operator}, which is none of"):
         tensorflow.TensorFlowModel(models / name, home=tmp_path)
     assert not (models / "written").exists()
+
+
+@pytest.mark.parametrize("name", ["stand-in", "with-training"])
+def test_what_serving_does_not_need_is_not_loaded(name: str, models: Path, tmp_path: Path) -> None:
+    """A function in another's place, and a signature that saves the model to a file."""
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    with tensorflow.TensorFlowModel(models / name, home=tmp_path / "home") as model:
+        model.export(tmp_path / "m.onnx")
+        truth = model.run(feeds)
+    session = open_session(RuntimeKind.ONNXRUNTIME, tmp_path / "m.onnx")
+    assert same_outputs(session.run(feeds), truth) is None
+    assert truth["y"].tolist() in ([[4.0] * 4] * 2, [[1.0, 2.0, 3.0, 4.0]] * 2)
+    assert not (models / "written").exists()
+
+
+@pytest.mark.parametrize("name", ["outside.keras", "outside.h5"])
+def test_weights_that_are_in_another_file_are_refused(
+    name: str, models: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Refused, match=rf"{name} takes weights from other files: save the model"):
+        tensorflow.TensorFlowModel(models / name, home=tmp_path)
 
 
 def test_a_layer_that_opens_another_model_is_refused(models: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Source: XGBoost documentation, "Introduction to Model IO"; LightGBM, `Booster.sa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,8 +123,6 @@ class _XGBoost(_Trees):
     _converter = "convert_xgboost"
 
     def __init__(self, booster: Any, title: str) -> None:
-        import json
-
         booster, remarks = _until_the_best(booster, title)
         booster.feature_names = None  # the converter takes numbers only
         booster.feature_types = None
@@ -161,7 +160,8 @@ def _until_the_best(booster: Any, title: str) -> tuple[Any, list[str]]:
     Source: XGBModel._get_iteration_range, and `Booster.predict`.
     """
     best = booster.attr("best_iteration")
-    if best is None:
+    kind = json.loads(booster.save_config())["learner"]["gradient_booster"]["name"]
+    if best is None or kind == "gblinear":  # which has no rounds to leave out
         return booster, []
     rounds = int(best) + 1
     if booster.attr("scikit_learn") is not None:
