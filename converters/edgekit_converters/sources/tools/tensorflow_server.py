@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ class Model:
         """By the loader of TensorFlow 1, which reads what either wrote, old optimizers and all."""
         import tensorflow as tf
 
-        home = _pruned(home, Path.cwd() / "pruned")
+        home = _pruned(home, Path(tempfile.mkdtemp()))
         graph = tf.Graph()
         with graph.as_default():
             session = tf.compat.v1.Session(graph=graph)
@@ -248,8 +249,9 @@ def _said(error: BaseException) -> str:
 
 
 def _pruned(home: Path, out: Path) -> Path:
-    """A copy of a SavedModel with nothing but what restoring its variables and serving needs: what
-    TensorFlow never sees, it does not run. Its operators are all known to compute tensors alone.
+    """A copy of a SavedModel in the empty directory `out`, with nothing but what restoring its
+    variables and serving needs: what TensorFlow never sees, it does not run. Its operators are all
+    known to compute tensors alone.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -296,7 +298,6 @@ def _pruned(home: Path, out: Path) -> Path:
     meta.ClearField("object_graph_def")
     del saved.meta_graphs[:]
     saved.meta_graphs.append(meta)
-    out.mkdir()
     (out / "saved_model.pb").write_bytes(saved.SerializeToString())
     if has_variables:
         (out / "variables").symlink_to(index.parent.resolve())
