@@ -88,13 +88,18 @@ class Search:
         keeps the accuracy."""
         simplest = [r for r in self._trials.recipes[1:] if r.varies is None]
         able = [recipe for recipe in simplest if recipe.knobs]
+        kept = simplest
         if self.ranking.by_size:
+            # another runtime's variants cost a conversion first: they get what time is over
+            first = self._trials.recipes[0].needs.runtime
+            kept = [recipe for recipe in simplest if recipe.needs.runtime is first]
+            able = [recipe for recipe in able if recipe in kept] or able
             least = min(map(self._trials.least_bits, able), default=0.0)
             able = [recipe for recipe in able if self._trials.least_bits(recipe) <= least]
         others = [recipe for recipe in simplest if recipe not in able]
         # those first of which most can be made, if the time is short
         took_s = self._trials.attempt_all(sorted(able, key=lambda recipe: -len(recipe.knobs)))
-        self._trials.held_s = took_s / max(1, len(able)) * len(others)
+        self._trials.held_s = took_s / max(1, len(able)) * len([r for r in others if r in kept])
         tuned = self._tune_families(set(), most=1)
         was_cut = self.is_over()
         self._trials.held_s = 0.0
