@@ -88,6 +88,8 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    # a caller in the background may have been started with SIGINT ignored, and handed that down
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         parent.join()

@@ -1,4 +1,5 @@
 """Scripts that run in an environment of `edgekit_converters.environments`, never imported here.
 
-Invariant: each stands alone, on the standard library and its environment's packages.
+Invariant: they stand on the standard library, their environment's packages and each other:
+`tensorflow_server` is started, and asks `pruning` and `keras_files` first.
 """
