@@ -6,6 +6,7 @@ Python of the `tensorflow` environment. Whatever got through writes `DIR/written
 
 from __future__ import annotations
 
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -131,6 +132,17 @@ def graphs() -> None:
     graph("reading", lambda x: x + tf.raw_ops.ImmutableConst(**secret))
 
 
+def hidden() -> None:
+    """A function by the name of the operator that is run."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    shutil.copytree(f"{OUT}/when-loaded", f"{OUT}/hidden")
+    file = OUT / "hidden" / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    saved.meta_graphs[0].graph_def.library.function.add().signature.name = "WriteFile"
+    file.write_bytes(saved.SerializeToString())
+
+
 def files() -> None:
     doubled = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2)])
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, use_bias=False)])
@@ -163,4 +175,5 @@ if __name__ == "__main__":
     odd()
     served()
     graphs()
+    hidden()
     files()

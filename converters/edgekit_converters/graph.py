@@ -115,15 +115,15 @@ def inputs_for_missing(model: ModelProto) -> frozenset[str]:
     or a test for NaN."""
     found = set()
     for value in model.graph.input:
-        reached, grew = {value.name}, True
-        while grew:
-            fed = [node for node in model.graph.node if not reached.isdisjoint(node.input)]
-            if any(node.op_type in _FOR_MISSING for node in fed):
+        reached = {value.name}
+        for node in model.graph.node:  # in their order, which is that of use
+            if reached.isdisjoint(node.input):
+                continue
+            if node.op_type in _FOR_MISSING:
                 found.add(value.name)
                 break
-            passed = {out for node in fed if node.op_type in _CARRYING for out in node.output}
-            grew = not passed <= reached
-            reached |= passed
+            if node.op_type in _CARRYING:
+                reached.update(node.output)
     return frozenset(found)
 
 

@@ -100,6 +100,7 @@ def test_lambda_layer_is_code_and_refused(name: str, models: Path, tmp_path: Pat
     [
         ("when-run", "WriteFile"),
         ("when-loaded", "WriteFile"),
+        ("hidden", "WriteFile"),
         ("gradient", "SymbolicGradient"),
         ("reading", "ImmutableConst"),
     ],

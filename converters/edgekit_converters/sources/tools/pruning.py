@@ -117,6 +117,8 @@ def _computing() -> frozenset[str]:
 
 def _reached(roots: Iterable[str], graph: Any) -> tuple[set[str], set[str], set[str]]:
     """What `roots` of a graph need: nodes of it, functions that these call, operators of both."""
+    from tensorflow.python.framework import op_def_registry
+
     nodes = {node.name: node for node in graph.node}
     functions = {f.signature.name: f.node_def for f in graph.library.function}
     waiting = list(roots)
@@ -138,7 +140,8 @@ def _reached(roots: Iterable[str], graph: Any) -> tuple[set[str], set[str], set[
                     fresh = (calls & functions.keys()) - called
                     called |= fresh
                     bodies.extend(functions[one] for one in fresh)
-    return names, called, operators - functions.keys()
+    # a function by the name of an operator would hide it
+    return names, called, {op for op in operators if op not in functions or op_def_registry.get(op)}
 
 
 def _keep(graph: Any, names: set[str], functions: set[str]) -> None:
